@@ -1,0 +1,79 @@
+"""The contract of a method: hooks with working defaults."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from retain.tasks.batch import Batch, apply
+from retain.tasks.task import Task
+
+
+class Method:
+    """Something that carries knowledge from one task to the next.
+
+    A method sees the unwrapped module, tensors and torch's own optimiser, and nothing of the loop around it, so it works in
+    anyone's. Every hook has a default that does nothing; a method overrides the few it needs.
+    """
+
+    name: ClassVar[str] = ""
+    """The name on the command line and in tables."""
+    summary: ClassVar[str] = ""
+    """One line for listings."""
+    citation: ClassVar[str] = ""
+    """Key of the paper in ``references.bib``."""
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """Change the model once, before any optimiser exists."""
+        return model
+
+    def begin(self, model: nn.Module, task: Task) -> None:
+        """Before a task is learned."""
+
+    def augment(self, batch: Batch, model: nn.Module) -> Batch:
+        """Add to a batch, such as old examples."""
+        return batch
+
+    def penalty(self, model: nn.Module, batch: Batch, outputs: Tensor) -> Tensor | None:
+        """A data-dependent term in nats per new sample, reusing the outputs; ``None`` is none."""
+        return None
+
+    def before_step(self, model: nn.Module, optimizer: Optimizer) -> None:
+        """On the final gradients, just before the optimiser's step."""
+
+    def after_step(self, model: nn.Module, optimizer: Optimizer) -> None:
+        """Just after a step that was taken."""
+
+    def consolidate(self, model: nn.Module, task: Task) -> None:
+        """After a task: remember."""
+
+    def predict(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Answer; differs from the forward pass for some methods."""
+        return apply(model, batch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the method remembers: tensors and plain values only."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any], model: nn.Module) -> None:
+        """Remember what :meth:`state_dict` described."""
+
+    def settings(self) -> dict[str, Any]:
+        """What the method was made with."""
+        return {}
+
+    def __repr__(self) -> str:
+        inside = ", ".join(f"{key}={value!r}" for key, value in self.settings().items())
+        return f"{type(self).__name__}({inside})"
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Plain(Method):
+    """Fine-tuning: nothing but the last weights crosses over. The baseline of every comparison."""
+
+    name = "plain"
+    summary = "fine-tuning, nothing protects the old task"

@@ -1,0 +1,27 @@
+"""What is learned: tasks, batches, streams, and where the data come from.
+
+A :class:`Task` is data with a likelihood and, where there is one, a test set. A :class:`Stream` is tasks in order and the
+scenario that says which outputs compete for each of them.
+"""
+
+from retain.tasks.batch import Batch, apply
+from retain.tasks.data import Data, LoaderData, TensorData
+from retain.tasks.sources import arrays, digits, fashion_mnist, mnist
+from retain.tasks.stream import Stream, sequence, split
+from retain.tasks.task import Task
+
+__all__ = [
+    "Batch",
+    "Data",
+    "LoaderData",
+    "Stream",
+    "Task",
+    "TensorData",
+    "apply",
+    "arrays",
+    "digits",
+    "fashion_mnist",
+    "mnist",
+    "sequence",
+    "split",
+]

@@ -1,0 +1,148 @@
+"""Tasks in order, and which outputs compete for each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, overload
+
+from retain.errors import InputError, check_count, nearest
+from retain.tasks.data import TensorData
+from retain.tasks.task import Task
+
+Scenario = Literal["domain", "task", "class"]
+
+
+@dataclass(frozen=True, eq=False)
+class Stream:
+    """Tasks to learn one after the other.
+
+    Args:
+        tasks: The tasks; a DataLoader or a pair of arrays is made a task.
+        scenario: Which outputs compete when a task is asked (van de Ven, Tuytelaars and Tolias 2022,
+            https://doi.org/10.1038/s42256-022-00568-3): ``domain`` all of the model's, ``task`` the task's own classes (its
+            identity is given), ``class`` those of all tasks seen so far.
+
+    Raises:
+        InputError: If there are no tasks, their inputs differ in shape, two share an id, or the scenario is unknown.
+    """
+
+    tasks: tuple[Task, ...]
+    scenario: Scenario = "domain"
+
+    def __post_init__(self) -> None:
+        tasks = tuple(task if isinstance(task, Task) else Task(task, id=f"task-{i + 1}") for i, task in enumerate(self.tasks))
+        object.__setattr__(self, "tasks", tasks)
+        if not tasks:
+            raise InputError("tasks", "at least one task", "none")
+        if self.scenario not in ("domain", "task", "class"):
+            raise InputError("scenario", "'domain', 'task' or 'class'", repr(self.scenario), nearest(str(self.scenario), ["domain", "task", "class"]))
+        known = [(task.id, task.data.shape) for task in tasks if task.data.shape is not None]
+        for name, shape in known[1:]:
+            if shape != known[0][1]:
+                raise InputError(
+                    f"inputs of task '{name}'",
+                    f"the shape of task '{known[0][0]}', {list(known[0][1])}",
+                    list(shape),
+                    "Resize or pad one of them: one model sees both.",
+                )
+        for i, task in enumerate(tasks):
+            if task.id in [other.id for other in tasks[:i]]:
+                raise InputError("id", "a different id for every task", repr(task.id), "Pass Task(..., id=...).")
+            if self.scenario != "domain" and not task.classes:
+                raise InputError("classes", f"the classes of task '{task.id}', which the {self.scenario} scenario needs", "none", "Pass Task(..., classes=...).")
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+    def __iter__(self) -> Iterator[Task]:
+        return (self.at(i, i) for i in range(len(self)))
+
+    @overload
+    def __getitem__(self, index: int) -> Task: ...
+    @overload
+    def __getitem__(self, index: slice) -> Stream: ...
+    def __getitem__(self, index: int | slice) -> Task | Stream:
+        if isinstance(index, slice):
+            return replace(self, tasks=self.tasks[index])
+        position = index + len(self) if index < 0 else index
+        return self.at(position, position)
+
+    def at(self, index: int, seen: int) -> Task:
+        """Task ``index`` as it is asked once tasks 0 to ``seen`` have been met: with the outputs that compete then."""
+        task = self.tasks[index]
+        if self.scenario == "task":
+            return replace(task, active=task.classes)
+        if self.scenario == "class":
+            met = {label for other in self.tasks[: max(seen, index) + 1] for label in other.classes or ()}
+            return replace(task, active=tuple(sorted(met)))
+        return task
+
+
+def sequence(*tasks: Any, scenario: Scenario = "domain") -> Stream:
+    """A stream of the given tasks, in that order.
+
+    Args:
+        *tasks: Tasks, DataLoaders or pairs of arrays; or one list of them.
+        scenario: See :class:`Stream`.
+
+    Returns:
+        The stream.
+
+    Example:
+        >>> from retain import tasks
+        >>> stream = tasks.sequence(tasks.mnist(embedded=True), tasks.fashion_mnist(embedded=True))
+        >>> [task.id for task in stream]
+        ['mnist', 'fashion']
+    """
+    if len(tasks) == 1 and isinstance(tasks[0], Stream):
+        return tasks[0]
+    if len(tasks) == 1 and isinstance(tasks[0], Sequence | Iterable) and not isinstance(tasks[0], tuple | Task):
+        tasks = tuple(tasks[0])
+    return Stream(tuple(tasks), scenario)
+
+
+def split(task: Task, parts: int, *, order: Sequence[int] | None = None, scenario: Scenario = "class") -> Stream:
+    """One task cut by class into ``parts`` tasks of equally many classes; labels stay as they are.
+
+    Args:
+        task: A classification task held in tensors.
+        parts: How many tasks; must divide the number of classes.
+        order: The classes in the order they are dealt out; ascending by default.
+        scenario: See :class:`Stream`.
+
+    Returns:
+        A stream of ``parts`` tasks named ``<id>-1`` and so on.
+
+    Raises:
+        InputError: If the classes cannot be dealt out evenly or the order is not a permutation of them.
+
+    Example:
+        >>> from retain import tasks
+        >>> [task.classes for task in tasks.split(tasks.digits(), 5, scenario="task")]
+        [(0, 1), (2, 3), (4, 5), (6, 7), (8, 9)]
+    """
+    check_count("parts", parts)
+    classes = task.classes or ()
+    dealt = tuple(order) if order is not None else classes
+    if sorted(dealt) != sorted(classes):
+        raise InputError("order", f"a permutation of the classes {list(classes)}", list(dealt))
+    if not classes or len(classes) % parts:
+        raise InputError("parts", f"a divisor of the {len(classes)} classes of task '{task.id}'", parts)
+    width = len(classes) // parts
+
+    def only(part: str, mine: tuple[int, ...]) -> TensorData | None:
+        data = getattr(task, part)
+        if data is None:
+            return None
+        if not isinstance(data, TensorData):
+            raise InputError(part, "tensors to cut by class", type(data).__name__)
+        keep = sum((data.targets == label for label in mine), start=data.targets != data.targets)
+        return data.take(keep.nonzero()[:, 0])
+
+    pieces = []
+    for i in range(parts):
+        mine = dealt[i * width : (i + 1) * width]
+        data = {part: only(part, mine) for part in ("data", "test", "validation")}
+        pieces.append(replace(task, **data, classes=mine, id=f"{task.id}-{i + 1}", n=0))  # type: ignore[arg-type]
+    return Stream(tuple(pieces), scenario)

@@ -1,0 +1,119 @@
+"""A task: data, what an answer is worth, and which outputs compete."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from retain.errors import InputError, check_count
+from retain.likelihoods import Categorical, Likelihood, Tokens
+from retain.tasks.batch import Batch
+from retain.tasks.data import Data, TensorData, as_data
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """Something to learn.
+
+    Args:
+        data: Training data: a pair of arrays ``(inputs, targets)``, a Dataset, a DataLoader or :class:`~retain.tasks.Data`.
+        test: Test data of the same kinds, only ever looked at.
+        validation: Held-out data of the same kinds, on which choices are made.
+        likelihood: What an answer is worth; classification by default.
+        classes: The outputs that belong to this task; read from the labels where they are tensors.
+        id: A short name for tables and files.
+        n: Training observations, the ``m`` of the design's energy/m; needed where the data cannot tell.
+        active: The outputs that compete when this task is asked, set by the stream's scenario; ``None`` is all.
+        class_names: Names for pictures, by class index.
+        note: A remark that has to stand wherever a number on this task is printed.
+        version: Raised when the task's content changes, so that old results are not compared with new ones.
+
+    Raises:
+        InputError: If data are empty, not finite, of the wrong type, or ``n`` is needed and missing.
+
+    Example:
+        >>> import torch
+        >>> from retain.tasks import Task
+        >>> task = Task((torch.rand(6, 4), torch.tensor([0, 1, 2, 0, 1, 2])), id="toy")
+        >>> task
+        Task('toy', n=6, classes=3, likelihood=Categorical())
+    """
+
+    data: Any
+    test: Any = None
+    validation: Any = None
+    likelihood: Likelihood = field(default_factory=Categorical)
+    classes: tuple[int, ...] | None = None
+    id: str = "task"
+    n: int = 0
+    active: tuple[int, ...] | None = None
+    class_names: tuple[str, ...] | None = None
+    note: str = ""
+    version: int = 1
+
+    def __post_init__(self) -> None:
+        def put(name: str, value: object) -> None:
+            object.__setattr__(self, name, value)
+
+        put("data", as_data(self.data))
+        for name in ("test", "validation"):
+            if getattr(self, name) is not None:
+                put(name, as_data(getattr(self, name)))
+        discrete = isinstance(self.likelihood, Categorical)
+        if self.classes is None and discrete and isinstance(self.data, TensorData) and not self.data.targets.is_floating_point():
+            put("classes", tuple(int(label) for label in self.data.targets.unique()))
+        if not self.n:
+            size = self.data.size
+            if isinstance(self.likelihood, Tokens) and isinstance(self.data, TensorData):
+                size = int(self.likelihood.units(self.data.targets).sum())
+            elif isinstance(self.likelihood, Tokens):
+                size = None
+            if size is None:
+                unit = "tokens" if isinstance(self.likelihood, Tokens) else "samples"
+                raise InputError("n", f"the number of training {unit}, since the data cannot tell", "nothing", f"Pass Task(..., n=<{unit}>).")
+            put("n", size)
+        check_count("n", self.n)
+        self._check_shapes()
+
+    def _check_shapes(self) -> None:
+        for name in ("test", "validation"):
+            part: Data | None = getattr(self, name)
+            if part is not None and part.shape is not None and self.data.shape is not None and part.shape != self.data.shape:
+                raise InputError(f"{name} of task '{self.id}'", f"inputs of shape {list(self.data.shape)}", list(part.shape))
+
+    def batches(self, batch_size: int, generator: torch.Generator | None = None, part: str = "data") -> Iterator[Batch]:
+        """The samples of one part (``data``, ``validation`` or ``test``) as batches of this task."""
+        for inputs, targets in self.get(part).batches(batch_size, generator):
+            yield Batch(inputs, targets, self)
+
+    def get(self, part: str) -> Data:
+        """One part of the data; the training data stand in for a missing test set only if asked for by name."""
+        found: Data | None = getattr(self, part)
+        if found is None:
+            raise InputError(part, f"{part} data in task '{self.id}'", "none", f"Pass Task(..., {part}=...).")
+        return found
+
+    def to(self, device: torch.device, dtype: torch.dtype | None = None) -> Task:
+        """The same task with its tensors on ``device``."""
+        parts = {name: getattr(self, name) and getattr(self, name).to(device, dtype) for name in ("data", "test", "validation")}
+        return replace(self, **parts)
+
+    def hold_out(self, size: int, generator: torch.Generator) -> Task:
+        """The task with ``size`` training samples, drawn at random, set aside as validation data.
+
+        Raises:
+            InputError: If the data are not tensors or there are too few of them.
+        """
+        if not isinstance(self.data, TensorData):
+            raise InputError("data", "tensors to draw a validation set from", type(self.data).__name__, "Pass Task(..., validation=...).")
+        if not 0 < size < self.data.size:
+            raise InputError("validation", f"between 1 and {self.data.size - 1} samples", size)
+        order = torch.randperm(self.data.size, generator=generator)
+        return replace(self, data=self.data.take(order[size:]), validation=self.data.take(order[:size]), n=0)
+
+    def __repr__(self) -> str:
+        classes = f", classes={len(self.classes)}" if self.classes else ""
+        return f"Task({self.id!r}, n={self.n}{classes}, likelihood={self.likelihood!r})"
