@@ -7,7 +7,7 @@ scenario that says which outputs compete for each of them.
 from retain.tasks.batch import Batch, apply
 from retain.tasks.data import Data, LoaderData, TensorData
 from retain.tasks.sources import arrays, digits, fashion_mnist, mnist
-from retain.tasks.stream import Stream, sequence, split
+from retain.tasks.stream import Stream, sequence, split, union
 from retain.tasks.task import Task
 
 __all__ = [
@@ -24,4 +24,5 @@ __all__ = [
     "mnist",
     "sequence",
     "split",
+    "union",
 ]

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, overload
 
+import torch
+
 from retain.errors import InputError, check_count, nearest
 from retain.tasks.data import TensorData
 from retain.tasks.task import Task
@@ -146,3 +148,31 @@ def split(task: Task, parts: int, *, order: Sequence[int] | None = None, scenari
         data = {part: only(part, mine) for part in ("data", "test", "validation")}
         pieces.append(replace(task, **data, classes=mine, id=f"{task.id}-{i + 1}", n=0))  # type: ignore[arg-type]
     return Stream(tuple(pieces), scenario)
+
+
+def union(*tasks: Task, id: str = "joint") -> Task:
+    """One task with the samples of several: what joint training, the ceiling of every comparison, learns.
+
+    Args:
+        *tasks: Tasks held in tensors, with one likelihood and inputs of one shape.
+        id: The new task's name.
+
+    Returns:
+        The task; its test and validation sets are joined where every task has one.
+
+    Raises:
+        InputError: If the tasks cannot be joined.
+    """
+    Stream(tasks)  # checks shapes and names
+    if any(task.likelihood != tasks[0].likelihood for task in tasks):
+        raise InputError("tasks", "one likelihood for all", [repr(task.likelihood) for task in tasks])
+    parts: dict[str, TensorData | None] = {}
+    for part in ("data", "test", "validation"):
+        found = [getattr(task, part) for task in tasks]
+        if any(data is None for data in found):
+            parts[part] = None
+        elif all(isinstance(data, TensorData) for data in found):
+            parts[part] = TensorData(torch.cat([data.inputs for data in found]), torch.cat([data.targets for data in found]))
+        else:
+            raise InputError(part, "tensors to join", [type(data).__name__ for data in found])
+    return Task(parts["data"], test=parts["test"], validation=parts["validation"], likelihood=tasks[0].likelihood, id=id)

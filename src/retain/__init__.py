@@ -1,0 +1,68 @@
+"""Retain carries what a model has learned to the next task, dataset or architecture, and measures what it kept.
+
+Public names are loaded when they are first used, so ``import retain`` is quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_MODULES = ("beliefs", "curvature", "figures", "likelihoods", "methods", "metrics", "models", "runs", "studies", "tasks", "training")
+_NAMES = {
+    "Belief": "beliefs",
+    "Result": "training",
+    "Task": "tasks",
+    "attach": "training",
+    "evaluate": "training",
+    "fisher": "curvature",
+    "learn": "training",
+    "load": "training",
+    "measure": "training",
+    "save": "training",
+}
+
+__all__ = [
+    "Belief",
+    "Result",
+    "Task",
+    "attach",
+    "beliefs",
+    "curvature",
+    "evaluate",
+    "figures",
+    "fisher",
+    "learn",
+    "likelihoods",
+    "load",
+    "measure",
+    "methods",
+    "metrics",
+    "models",
+    "runs",
+    "save",
+    "studies",
+    "tasks",
+    "training",
+]
+
+if TYPE_CHECKING:
+    from retain import beliefs, curvature, figures, likelihoods, methods, metrics, models, runs, studies, tasks, training
+    from retain.beliefs import Belief
+    from retain.curvature import fisher
+    from retain.tasks import Task
+    from retain.training import Result, attach, evaluate, learn, load, measure, save
+
+
+def __getattr__(name: str) -> Any:
+    if name in _NAMES:
+        return getattr(importlib.import_module(f"retain.{_NAMES[name]}"), name)
+    if name in _MODULES:
+        return importlib.import_module(f"retain.{name}")
+    raise AttributeError(f"module 'retain' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,170 @@
+"""How figures are drawn, one function a kind."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from retain.figures.specs import Bars, Figure, Images, Lines, Matrices, Scatter, Series
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Drawing
+
+# Okabe and Ito's colours, told apart by readers with any colour vision
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666", "#000000")
+_STYLE: dict[str, Any] = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e6e6e6",
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "svg.hashsalt": "retain",
+    "svg.fonttype": "none",
+}
+
+
+def draw(spec: Figure) -> Drawing:
+    """Draw a figure.
+
+    Args:
+        spec: What to show.
+
+    Returns:
+        A matplotlib figure, not registered with pyplot, so nothing has to be closed.
+    """
+    import matplotlib
+
+    with matplotlib.rc_context(_STYLE):
+        return _DRAWERS[type(spec)](spec)
+
+
+def svg(spec: Figure) -> str:
+    """Draw a figure as SVG text; the same data give the same bytes."""
+    import matplotlib
+
+    with matplotlib.rc_context(_STYLE):
+        buffer = io.StringIO()
+        draw(spec).savefig(buffer, format="svg", metadata={"Date": None}, bbox_inches="tight")
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+def _canvas(panels: int, width: float = 4.6, height: float = 3.4, *, share: bool = True) -> tuple[Drawing, list[Axes]]:
+    from matplotlib.figure import Figure as Drawing
+
+    figure = Drawing(figsize=(width * panels, height), layout="constrained")
+    axes = figure.subplots(1, panels, sharey=share, squeeze=False)[0]
+    return figure, list(axes)
+
+
+def _color(series: Series, place: int) -> str:
+    return PALETTE[(place if series.color is None else series.color) % len(PALETTE)]
+
+
+def _errors(values: list[float] | None) -> list[float] | None:
+    if values is None or all(math.isnan(value) for value in values):
+        return None
+    return [0.0 if math.isnan(value) else value for value in values]
+
+
+def _lines(spec: Lines) -> Drawing:
+    panels = spec.panels or {"": spec.series}
+    figure, axes = _canvas(len(panels), 4.6 if len(panels) > 1 else 6.4)
+    for ax, (title, all_series) in zip(axes, panels.items(), strict=True):
+        for place, series in enumerate(all_series):
+            color = _color(series, place)
+            marker = "o" if len(series.x) < 40 else None
+            ax.plot(series.x, series.y, color=color, label=series.name, marker=marker, markersize=3.5, linestyle="--" if series.dashed else "-")
+            errors = _errors(series.y_error)
+            if errors:
+                low, high = ([y + sign * e for y, e in zip(series.y, errors, strict=True)] for sign in (-1, 1))
+                ax.fill_between(series.x, low, high, color=color, alpha=0.18, linewidth=0)
+        for label, x in spec.marks.items():
+            ax.axvline(x, color="#999999", linewidth=1, linestyle=":")
+            ax.annotate(label, (x, 1), xycoords=("data", "axes fraction"), ha="right", va="top", rotation=90, fontsize=8, color="#666666", xytext=(-2, -2), textcoords="offset points")
+        if title:
+            ax.set_title(title, fontsize=10)
+        ax.set_xlabel(spec.x_label)
+        if spec.x_log:
+            ax.set_xscale("log")
+        if spec.y_log:
+            ax.set_yscale("log")
+    axes[0].set_ylabel(spec.y_label)
+    if any(len(group) > 1 for group in panels.values()):
+        axes[-1].legend(fontsize=9)
+    figure.suptitle(spec.title, fontsize=11)
+    return figure
+
+
+def _scatter(spec: Scatter) -> Drawing:
+    figure, (ax,) = _canvas(1, 6.4, 4.4)
+    for place, series in enumerate(spec.series):
+        color = _color(series, place)
+        style = "-" if len(series.x) > 1 else ""
+        ax.errorbar(series.x, series.y, xerr=_errors(series.x_error), yerr=_errors(series.y_error), color=color, label=series.name, marker="o", markersize=5, linestyle=style, linewidth=1, elinewidth=1)
+        for x, y, label in zip(series.x, series.y, series.labels or [], strict=False):
+            ax.annotate(label, (x, y), xytext=(5, 5), textcoords="offset points", fontsize=8, color=color)
+    ax.set_xlabel(spec.x_label)
+    ax.set_ylabel(spec.y_label)
+    ax.legend(fontsize=9)
+    figure.suptitle(spec.title, fontsize=11)
+    return figure
+
+
+def _matrices(spec: Matrices) -> Drawing:
+    figure, axes = _canvas(len(spec.matrices), 2.6, 0.9 + 0.55 * len(spec.y_labels))
+    for ax, (title, rows) in zip(axes, spec.matrices.items(), strict=True):
+        ax.grid(visible=False)
+        ax.imshow(rows, cmap="Blues", vmin=0, vmax=130, aspect="auto")
+        for i, row in enumerate(rows):
+            for j, value in enumerate(row):
+                ax.text(j, i, format(value, spec.unit), ha="center", va="center", color="white" if value > 85 else "#222222", fontsize=9)
+        ax.set_xticks(range(len(spec.x_labels)), spec.x_labels)
+        ax.set_yticks(range(len(spec.y_labels)), spec.y_labels)
+        ax.tick_params(length=0)
+        ax.spines[:].set_visible(False)
+        ax.set_title(title, fontsize=10)
+    figure.suptitle(spec.title, fontsize=11)
+    return figure
+
+
+def _bars(spec: Bars) -> Drawing:
+    figure, axes = _canvas(len(spec.panels))
+    for ax, (title, bars) in zip(axes, spec.panels.items(), strict=True):
+        width = 0.8 / len(bars)
+        for i, (name, heights) in enumerate(bars.items()):
+            ax.bar([g + (i - (len(bars) - 1) / 2) * width for g in range(len(spec.groups))], heights, width, label=name, color=PALETTE[i])
+        ax.set_xticks(range(len(spec.groups)), spec.groups)
+        ax.grid(visible=False, axis="x")
+        ax.set_title(title, fontsize=10)
+        if spec.y_log:
+            ax.set_yscale("log")
+    axes[0].set_ylabel(spec.y_label)
+    figure.suptitle(spec.title, fontsize=11)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=9)
+    return figure
+
+
+def _images(spec: Images) -> Drawing:
+    from matplotlib.figure import Figure as Drawing
+
+    columns = max(len(row) for row in spec.images)
+    figure = Drawing(figsize=(0.95 * columns, 1.25 * len(spec.images) + 0.4), layout="constrained")
+    grid = figure.subplots(len(spec.images), columns, squeeze=False)
+    for axes_row, row in zip(grid, spec.images, strict=True):
+        for ax in axes_row:
+            ax.set_axis_off()
+        for ax, (name, pixels) in zip(axes_row, row, strict=False):
+            ax.imshow(pixels, cmap="gray_r", vmin=0, vmax=1)
+            ax.set_title(name, fontsize=8)
+    figure.suptitle(spec.title, fontsize=11)
+    return figure
+
+
+_DRAWERS: dict[type[Figure], Callable[[Any], Drawing]] = {Lines: _lines, Scatter: _scatter, Matrices: _matrices, Bars: _bars, Images: _images}

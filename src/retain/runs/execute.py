@@ -1,0 +1,92 @@
+"""Executing a study, seed by seed, and going on after an interruption."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from retain.errors import InputError, RetainError
+from retain.runs.folder import Listener, Run, environment
+from retain.studies.base import Spec, Study
+
+
+def execute(
+    study: Study,
+    spec: Spec,
+    out: Path,
+    *,
+    at: Path | None = None,
+    resume: bool = False,
+    fresh: bool = False,
+    force: bool = False,
+    listener: Listener | None = None,
+    every: float = 2.0,
+) -> Run:
+    """Run the seeds of a spec that have no result yet.
+
+    Args:
+        study: The study.
+        spec: Its settings.
+        out: The folder of runs; the run is ``OUT/STUDY/HASH``.
+        at: Go on with the run in this folder, which has to be of the same spec.
+        resume: Go on with an interrupted run. Without it an interrupted run is refused, so that nothing is overwritten.
+        fresh: Remove what is there and start anew.
+        force: Go on under another version of torch, without the promise of equal bits.
+        listener: Told of every event.
+        every: Least seconds between two checkpoints of an arm.
+
+    Returns:
+        The run, finished.
+
+    Raises:
+        InputError: If the folder holds an interrupted run and neither ``resume`` nor ``fresh`` is given, or a run of another spec.
+        RetainError: If it was made with another version of torch.
+    """
+    import torch
+
+    path = at or out / study.name / spec.fingerprint(study)
+    run = Run(path, listener, every)
+    content = {"study": study.name, "version": study.version, "settings": spec.model_dump(mode="json")}
+    if fresh and run.exists:
+        shutil.rmtree(path)
+    if run.exists:
+        _check(run, study, spec, resume=resume, force=force)
+    run.write("spec.json", content)
+    run.write("env.json", environment())
+    before = torch.get_num_threads()
+    torch.set_num_threads(spec.threads)
+    try:
+        for k in range(spec.seeds):
+            if not (path / f"seed-{k}" / "result.json").exists():
+                folder = run.seed(k)
+                try:
+                    folder.finish(study.run(spec, k, folder))
+                finally:
+                    folder.close()
+    finally:
+        torch.set_num_threads(before)
+    return run
+
+
+def _check(run: Run, study: Study, spec: Spec, *, resume: bool, force: bool) -> None:
+    stored = run.spec()
+    different = differences(stored.get("settings", {}), spec.model_dump(mode="json"), ignore=spec._unhashed)
+    if stored.get("study") != study.name or stored.get("version") != study.version:
+        different = [f"study {stored.get('study')} version {stored.get('version')} there, {study.name} version {study.version} here", *different]
+    if different:
+        raise InputError("--resume", f"the settings of {run.path}", "; ".join(different), "Pass the same settings, or run without --resume.")
+    unfinished = [folder.name for folder in sorted(run.path.glob("seed-*")) if not (folder / "result.json").exists()]
+    if unfinished and not resume:
+        raise InputError("run", "a new run, or a finished one", f"an interrupted one in {run.path} ({', '.join(unfinished)})", "Pass --resume to go on with it, or --fresh to start anew.")
+    if not unfinished:
+        return
+    made, now = run.read("env.json"), environment()
+    if made["torch"] != now["torch"] and not force:
+        raise RetainError(f"{run.path} was made with torch {made['torch']}, this is {now['torch']}: equal bits cannot be promised. Pass --force to go on all the same.")
+
+
+def differences(there: dict[str, Any], here: dict[str, Any], ignore: set[str] = frozenset()) -> list[str]:  # type: ignore[assignment]
+    """Settings in which two specs differ, as ``key: a there, b here``."""
+    keys = [key for key in {**there, **here} if key not in ignore]
+    return [f"{key}: {there.get(key)} there, {here.get(key)} here" for key in keys if there.get(key) != here.get(key)]

@@ -1,0 +1,41 @@
+"""The experiments: each a question, a specification with presets, a run, and what it says.
+
+Names are looked up without importing torch; :func:`find` loads the study itself.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from retain.errors import InputError, nearest
+
+if TYPE_CHECKING:
+    from retain.studies.base import Study
+
+_STUDIES = {"forgetting": "retain.studies.forgetting:Forgetting"}
+SUMMARIES = {"forgetting": "MNIST, then Fashion-MNIST: how much of the first survives, with and without elastic weight consolidation"}
+
+
+def names() -> list[str]:
+    """The studies there are."""
+    return list(_STUDIES)
+
+
+def find(name: str) -> Study:
+    """A study by name.
+
+    Args:
+        name: Its name.
+
+    Returns:
+        The study.
+
+    Raises:
+        InputError: If there is none of this name.
+    """
+    if name not in _STUDIES:
+        raise InputError("study", "a study's name", repr(name), nearest(name, _STUDIES))
+    module, attribute = _STUDIES[name].split(":")
+    study: Study = getattr(importlib.import_module(module), attribute)()
+    return study

@@ -1,0 +1,176 @@
+"""What a study is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from retain.errors import InputError, nearest
+from retain.figures import Figure, Table
+from retain.training.recorder import Recorder
+
+
+class Spec(BaseModel):
+    """A study's settings. Frozen, and a key that does not exist is refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    preset: str = Field("quick", description="the preset that the settings started from")
+    seeds: int = Field(3, ge=1, description="repetitions, seeds 0 to N-1")
+    data: str | None = Field(None, description="folder with the raw data files; default RETAIN_DATA, then a download")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:0 or mps")
+    start: str | None = Field(None, description="start from this run's (or saved) first-task model instead of training one")
+    threads: int = Field(2, ge=1, description="CPU threads; bits are promised at a fixed number")
+
+    _unhashed: ClassVar[set[str]] = {"preset", "seeds", "data"}
+
+    def fingerprint(self, study: Study) -> str:
+        """Eight characters that depend on the settings that change numbers, and on the study's version."""
+        fields = self.model_dump(mode="json", exclude=self._unhashed)
+        text = json.dumps({"study": study.name, "version": study.version, **fields}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+    def changed(self, settings: Sequence[str]) -> Self:
+        """The spec with ``key=value`` settings applied; values are read as YAML.
+
+        Args:
+            settings: Texts such as ``lr=0.01`` or ``hidden=[100, 100]``.
+
+        Returns:
+            The new spec.
+
+        Raises:
+            InputError: If a key does not exist or a value does not fit.
+        """
+        values: dict[str, Any] = {}
+        for setting in settings:
+            key, equals, text = setting.partition("=")
+            if not equals:
+                raise InputError("--set", "key=value", repr(setting))
+            if key not in type(self).model_fields:
+                raise InputError("--set", "a setting of this study", repr(key), nearest(key, type(self).model_fields))
+            try:
+                values[key] = yaml.safe_load(text)
+            except yaml.YAMLError as error:
+                raise InputError(key, "a value in YAML", repr(text), str(error).splitlines()[0]) from error
+        return type(self).parse({**self.model_dump(mode="json"), **values})
+
+    @classmethod
+    def parse(cls, values: dict[str, Any]) -> Self:
+        """A spec from plain values.
+
+        Raises:
+            InputError: If one does not fit.
+        """
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"])) or "spec"
+            hint = nearest(place, cls.model_fields) if first["type"] == "extra_forbidden" else ""
+            raise InputError(place, first["msg"], repr(first["input"]), hint) from error
+
+
+class Keeper(Protocol):
+    """Where one seed of a study is kept; run folders implement it."""
+
+    def recorder(self, arm: str) -> Recorder:
+        """The recorder of one arm."""
+
+    def keep(self, name: str, model: Any, belief: Any = None) -> None:
+        """Store a model under a name."""
+
+    def notice(self, kind: str, **fields: Any) -> None:
+        """Tell the person who watches; not kept."""
+
+
+@dataclass
+class Outcome:
+    """What a study found.
+
+    Args:
+        headline: One sentence.
+        tables: Tables, in order.
+        figures: Figures, in order; the first is on the first screen.
+        notes: Remarks that have to stand beside the numbers.
+        numbers: The main numbers, for machines.
+    """
+
+    headline: str
+    tables: list[Table] = field(default_factory=list)
+    figures: list[Figure] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    numbers: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Plan:
+    """The size of a job.
+
+    Args:
+        parameters: Parameters of the model.
+        samples: Training samples by task.
+        stages: Names of the stages of one seed, in order.
+        steps: Optimiser steps of one seed.
+        seconds: Expected time of one seed, from one measured batch.
+        batch: What the measured batch looked like.
+    """
+
+    parameters: int
+    samples: dict[str, int]
+    stages: list[str]
+    steps: int
+    seconds: float
+    batch: str
+
+
+class Study(ABC):
+    """A question and the experiment that answers it."""
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    question: ClassVar[str]
+    version: ClassVar[int] = 1
+    presets: ClassVar[dict[str, dict[str, Any]]]
+    spec_type: ClassVar[type[Spec]]
+    citations: ClassVar[list[str]] = []
+
+    def spec(self, preset: str = "quick", settings: Sequence[str] = ()) -> Spec:
+        """The settings of a preset, with changes.
+
+        Args:
+            preset: Its name.
+            settings: ``key=value`` texts.
+
+        Returns:
+            The spec.
+
+        Raises:
+            InputError: If the preset or a key does not exist, or a value does not fit.
+        """
+        if preset not in self.presets:
+            raise InputError("--preset", f"a preset of '{self.name}'", repr(preset), nearest(preset, self.presets))
+        return self.spec_type.parse({"preset": preset, **self.presets[preset]}).changed(settings)
+
+    @abstractmethod
+    def plan(self, spec: Any) -> Plan:
+        """Measure one batch and say how large the job is."""
+
+    @abstractmethod
+    def stages(self, spec: Any) -> list[str]:
+        """The stages of one seed, in order; each is an arm's name."""
+
+    @abstractmethod
+    def run(self, spec: Any, seed: int, keeper: Keeper) -> dict[str, Any]:
+        """One seed; plain values only."""
+
+    @abstractmethod
+    def summarise(self, spec: Any, results: list[dict[str, Any]]) -> Outcome:
+        """What the seeds say together."""

@@ -1,0 +1,294 @@
+"""MNIST, then Fashion-MNIST: how much of the first task survives?
+
+The published EWC tutorial (C. Lam 2022) asked this with one network, one shared head of ten outputs and one seed; this study asks
+it with several seeds, the ceiling (joint training) and the simplest rival (L2-SP) beside it, and keeps the tutorial's own
+settings, defects included, as the preset ``paper``.
+"""
+
+from __future__ import annotations
+
+import time
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, PositiveFloat, PositiveInt
+from torch import nn
+
+from retain import metrics
+from retain.beliefs import Belief, strength_from_importance
+from retain.curvature import LabelRule, fisher
+from retain.errors import InputError
+from retain.figures import Figure, Table
+from retain.methods import EWC, L2SP, Method, Plain
+from retain.methods.quadratic import Pull
+from retain.models import MLP, Conv, copy
+from retain.seeds import derive, generator
+from retain.studies import forgetting_figures as show
+from retain.studies.base import Keeper, Outcome, Plan, Spec, Study
+from retain.tasks import Stream, Task, fashion_mnist, mnist, sequence, union
+from retain.training import Result, learn, load, measure
+from retain.training.optimizers import Schedule, make_optimizer
+
+Arm = Literal["plain", "ewc", "l2sp", "joint"]
+RULES: tuple[LabelRule, ...] = ("exact", "sampled", "empirical", "predicted")
+
+
+class ForgettingSpec(Spec):
+    """Settings of the forgetting study."""
+
+    embedded: bool = Field(True, description="use the 10,000 + 2,000 images a task that come with Retain")
+    validation: int = Field(1000, ge=0, description="training images a task held out, on which choices are made")
+    model: Literal["mlp", "cnn"] = Field("mlp", description="architecture")
+    hidden: tuple[PositiveInt, ...] = Field((256, 256), description="hidden widths of the mlp")
+    output_relu: bool = Field(False, description="a ReLU on the outputs: the tutorial's defect")
+    optimizer: Literal["adam", "adamw", "sgd", "momentum"] = Field("adam", description="optimiser")
+    lr: PositiveFloat = Field(1e-3, description="learning rate")
+    schedule: Schedule = Field("constant", description="course of the learning rate within a task: constant or cosine")
+    batch_size: PositiveInt = Field(64, description="samples a step")
+    epochs: PositiveInt = Field(5, description="passes over each task")
+    arms: tuple[Arm, ...] = Field(("plain", "ewc", "l2sp", "joint"), description="what is compared")
+    strength: float = Field(1000.0, ge=0, description="EWC's strength; 1 is the Bayesian answer")
+    importance: float | None = Field(None, ge=0, description="the tutorial's factor instead of strength: 2 importance m / n")
+    labels: LabelRule = Field("exact", description="the Fisher's label rule: exact, sampled, empirical or predicted")
+    fisher_samples: PositiveInt | None = Field(None, description="samples of the old task behind the Fisher; all by default")
+    fisher_replacement: bool = Field(False, description="draw them with replacement")
+    pull: Pull = Field("gradient", description="the pull as a gradient or as a proximal step")
+    tau: PositiveFloat = Field(0.03, description="width of L2-SP's prior")
+    strengths: tuple[float, ...] = Field((1.0, 10.0, 100.0, 1000.0, 10000.0), description="EWC's strengths in the trade-off plot")
+    taus: tuple[PositiveFloat, ...] = Field((0.3, 0.1, 0.03, 0.01), description="L2-SP's widths in the trade-off plot")
+    sample_sizes: tuple[PositiveInt, ...] = Field((16, 64, 256, 512, 2048), description="sizes in the plot of the Fisher against its samples")
+    norm_samples: PositiveInt = Field(2000, description="samples behind the Fisher norms by layer")
+
+
+class Forgetting(Study):
+    """The forgetting study."""
+
+    name = "forgetting"
+    title = "MNIST, then Fashion-MNIST"
+    question = "A network has learned MNIST and now learns Fashion-MNIST with the same ten outputs. How much of MNIST survives, and what does holding on to it cost?"
+    spec_type = ForgettingSpec
+    citations = ["kirkpatrick2017overcoming", "li2018explicit", "huszar2018note", "lecun1998gradient", "xiao2017fashion"]
+    presets = {
+        "quick": {},
+        "paper": {
+            "embedded": False,
+            "hidden": (256, 256, 256),
+            "output_relu": True,
+            "optimizer": "sgd",
+            "batch_size": 32,
+            "epochs": 25,
+            "importance": 1000.0,
+            "labels": "predicted",
+            "fisher_samples": 512,
+            "fisher_replacement": True,
+            "validation": 0,
+            "strengths": (),
+            "taus": (),
+            "sample_sizes": (),
+        },
+        "best": {
+            "embedded": False,
+            "seeds": 5,
+            "validation": 5000,
+            "batch_size": 128,
+            "epochs": 3,
+        },
+    }
+
+    def stages(self, spec: ForgettingSpec) -> list[str]:
+        """First task, arms in order, then the trade-off and the sample sizes."""
+        grid = [f"ewc@{s:g}" for s in spec.strengths] + [f"l2sp@{t:g}" for t in spec.taus] + [f"fisher@{n}" for n in spec.sample_sizes]
+        return ["first", *spec.arms, *grid]
+
+    def plan(self, spec: ForgettingSpec) -> Plan:
+        """Time a few steps and multiply."""
+        stream, model = _stream(spec, 0), _build(spec, 0)
+        task = stream.tasks[0]
+        optimizer = make_optimizer(spec.optimizer, model.parameters(), spec.lr)
+        batch = next(task.batches(spec.batch_size, generator(0, "order")))
+        for repetition in range(25):
+            if repetition == 5:
+                start = time.perf_counter()
+            optimizer.zero_grad()
+            task.likelihood.mean_nll(model(batch.inputs), batch.targets).backward()
+            optimizer.step()
+        second = (time.perf_counter() - start) / 20
+        per_task = [spec.epochs * -(-task.n // spec.batch_size) for task in stream.tasks]
+        stages = self.stages(spec)
+        steps = per_task[0] + sum(sum(per_task) if stage == "joint" else per_task[1] for stage in stages[1:])
+        overhead = 1.6  # scoring, Fisher and pull, beside the steps themselves
+        return Plan(
+            sum(p.numel() for p in model.parameters()),
+            {task.id: task.n for task in stream.tasks},
+            stages,
+            steps,
+            steps * second * overhead,
+            f"inputs {list(batch.inputs.shape)}, outputs {list(model(batch.inputs).shape)}, {1000 * second:.1f} ms a step",
+        )
+
+    def run(self, spec: ForgettingSpec, seed: int, keeper: Keeper) -> dict[str, Any]:
+        """Learn the first task once, then let every arm go on from it."""
+        stream = _stream(spec, seed)
+        old, new = stream.tasks
+        model = _build(spec, seed)
+        fresh = copy(model)
+        options: dict[str, Any] = {key: getattr(spec, key) for key in ("epochs", "batch_size", "optimizer", "lr", "schedule", "device")}
+        if spec.start is not None:
+            _load_start(spec.start, seed, model)
+            first = measure(model, stream, learned=1)
+        else:
+            first = learn(model, stream[:1], watch=stream, seed=seed, recorder=keeper.recorder("first"), **options)
+        keeper.keep("first", model)
+
+        @lru_cache
+        def belief(samples: int | None) -> Belief:
+            """EWC's belief about the first task; measured once however many strengths use it."""
+            method = _ewc(spec, old, new, seed, samples=samples)
+            method.consolidate(model, old.to(next(model.parameters()).device))
+            assert method.belief is not None
+            return method.belief
+
+        def go_on(stage: str, method: Method) -> Result:
+            """Learn the second task from the shared first-task model."""
+            return learn(copy(model), stream, method, after=first, seed=seed, recorder=keeper.recorder(stage), **options)
+
+        def ewc(stage: str, strength: float | None = None, samples: int | None = spec.fisher_samples) -> Result:
+            method = _ewc(spec, old, new, seed, strength=strength, samples=samples)
+            method.belief = belief(samples)
+            return go_on(stage, method)
+
+        def l2sp(stage: str, tau: float) -> Result:
+            method = L2SP(tau=tau, pull=spec.pull)
+            method.consolidate(model, old)
+            return go_on(stage, method)
+
+        arms: dict[str, Any] = {"first": _record(first)}
+        for arm in spec.arms:
+            if arm == "plain":
+                result = go_on(arm, Plain())
+            elif arm == "ewc":
+                result = ewc(arm)
+            elif arm == "l2sp":
+                result = l2sp(arm, spec.tau)
+            else:
+                joint = Stream((union(*stream.tasks),))
+                result = learn(copy(fresh), joint, watch=stream, seed=seed, recorder=keeper.recorder(arm), **options)
+            arms[arm] = _record(result)
+            method = result.method
+            keeper.keep(arm, result.model, method.belief if isinstance(method, EWC) else None)
+            if {"plain", "ewc"} <= arms.keys() and arm in ("plain", "ewc"):
+                keeper.notice("verdict", text=f"Seed {seed}: {show.sentence([{'arms': arms}])}")
+        tradeoff = {
+            "ewc": [[s, *_ends(ewc(f"ewc@{s:g}", strength=s))] for s in spec.strengths],
+            "l2sp": [[t, *_ends(l2sp(f"l2sp@{t:g}", t))] for t in spec.taus],
+        }
+        samples = []
+        for count in spec.sample_sizes:
+            if count <= old.n:
+                ends = _ends(ewc(f"fisher@{count}", samples=count))
+                samples.append([count, _error(belief(count), belief(None)), *ends])
+        return {
+            "arms": arms,
+            "tradeoff": tradeoff,
+            "samples": samples,
+            "norms": {name: _norms(net, old, spec, seed) for name, net in (("trained", model), ("fresh", fresh))},
+        }
+
+    def summarise(self, spec: ForgettingSpec, results: list[dict[str, Any]]) -> Outcome:
+        """The sentence, the table, and the figures of the report."""
+        notes = [task.note for task in _tasks(spec.embedded, spec.data) if task.note]
+        if spec.preset == "paper":
+            notes.append(
+                "Reported by the tutorial, one seed: 73.2 % of MNIST kept with EWC at 43.9 % on Fashion, 27.2 % without at 38.0 %. Its "
+                "defects are settings here: output_relu=true, labels=predicted, fisher_samples=512 with replacement, importance=1000 without the half."
+            )
+        figures: list[Figure] = [show.curves(results, spec.epochs), show.matrices(results)]
+        if any(results[0]["tradeoff"].values()):
+            figures.append(show.tradeoff(results))
+        figures += [show.samples_of(list(_tasks(spec.embedded, spec.data))), show.norms(results)]
+        if results[0]["samples"]:
+            figures += show.sample_sizes(results)
+        tables: list[Table] = [show.table(results), *show.choices(results, spec)]
+        numbers = {
+            arm: {
+                task: metrics.estimate(r["arms"][arm]["rows"][-1][j] for r in results)._asdict()
+                for j, task in enumerate(show.TASKS)
+            }
+            for arm in spec.arms
+        }
+        return Outcome(show.sentence(results), tables, figures, notes, numbers)
+
+
+@lru_cache(maxsize=4)
+def _tasks(embedded: bool, data: str | None) -> tuple[Task, Task]:
+    return mnist(data, embedded=embedded), fashion_mnist(data, embedded=embedded)
+
+
+@lru_cache(maxsize=2)
+def _held_out(embedded: bool, data: str | None, validation: int, seed: int) -> Stream:
+    pair = _tasks(embedded, data)
+    if validation:
+        pair = tuple(task.hold_out(validation, generator(seed, "validation", i)) for i, task in enumerate(pair))  # type: ignore[assignment]
+    return sequence(*pair)
+
+
+def _stream(spec: ForgettingSpec, seed: int) -> Stream:
+    return _held_out(spec.embedded, spec.data, spec.validation, seed)
+
+
+def _load_start(start: str, seed: int, model: nn.Module) -> None:
+    """Fill the model with a run's first-task model of this seed (or its first seed), or with one that ``retain.save`` kept."""
+    folder = Path(start)
+    places = [folder / f"seed-{seed}" / "first", folder / "seed-0" / "first", folder]
+    found = next((place for place in places if (place / "model.safetensors").exists()), None)
+    if found is None:
+        raise InputError("--from", "a run with a stored first-task model, or a folder that retain.save wrote", start)
+    load(found, model)
+
+
+def _build(spec: ForgettingSpec, seed: int) -> nn.Module:
+    if spec.model == "cnn":
+        if spec.output_relu:
+            raise InputError("output_relu", "false with model=cnn", "true", "The tutorial's defect belongs to its mlp.")
+        return Conv(28, 10, seed=seed)
+    return MLP(784, *spec.hidden, 10, output_relu=spec.output_relu, seed=seed)
+
+
+def _ewc(spec: ForgettingSpec, old: Task, new: Task, seed: int, strength: float | None = None, samples: int | None = None) -> EWC:
+    if strength is None:
+        strength = spec.strength if spec.importance is None else strength_from_importance(spec.importance, old.n, new.n)
+    replacement = spec.fisher_replacement and samples is not None
+    return EWC(strength, spec.labels, samples, replacement=replacement, pull=spec.pull, seed=derive(seed, "labels") % 2**31)
+
+
+def _record(result: Result) -> dict[str, Any]:
+    kept = ("rows", "nll_rows", "validation_rows", "history")
+    return {**{key: getattr(result, key) for key in kept}, "method": repr(result.method)}
+
+
+def _ends(result: Result) -> list[float]:
+    """Old and new accuracy at the end, on test and on validation data."""
+    return [*result.rows[-1], *result.validation_rows[-1]]
+
+
+def _error(estimate: Belief, full: Belief) -> float:
+    """Relative error of a Fisher, ``|F - F_full| / |F_full|`` over all weights."""
+    a, b = estimate.precision.values, full.precision.values
+    return float(torch.sqrt(sum((a[k] - b[k]).double().square().sum() for k in b) / sum(b[k].double().square().sum() for k in b)))  # type: ignore[arg-type]
+
+
+def _norms(model: nn.Module, task: Task, spec: ForgettingSpec, seed: int) -> dict[str, dict[str, float]]:
+    """Frobenius norm of the Fisher's diagonal by layer, under every label rule."""
+    count = min(spec.norm_samples, task.n)
+    task = task.to(next(model.parameters()).device)
+    found = {}
+    for rule in RULES:
+        values = fisher(model, task, rule, samples=count, seed=seed)
+        layers: dict[str, float] = {}
+        for name, f in values.items():
+            layer = name.split(".")[-2]
+            layers[layer] = (layers.get(layer, 0.0) ** 2 + float(f.double().square().sum())) ** 0.5
+        found[rule] = layers
+    return found

@@ -1,0 +1,215 @@
+"""What the forgetting study shows: its sentence, tables and figures, from the plain results of its seeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from retain.figures import Bars, Images, Lines, Matrices, Scatter, Series, Table
+from retain.metrics import Estimate, estimate, forgetting
+
+if TYPE_CHECKING:
+    from retain.studies.forgetting import ForgettingSpec
+    from retain.tasks import Task
+
+Results = Sequence[dict[str, Any]]
+TASKS = ("mnist", "fashion")
+TITLES = {"mnist": "MNIST", "fashion": "Fashion-MNIST"}
+NAMES = {"first": "MNIST only", "plain": "plain", "ewc": "EWC", "l2sp": "L2-SP", "joint": "joint (ceiling)"}
+_COLORS = {"plain": 1, "ewc": 0, "l2sp": 2, "joint": 6, "first": 7}
+
+
+def _end(results: Results, arm: str, task: int, rows: str = "rows") -> Estimate:
+    return estimate(r["arms"][arm][rows][-1][task] for r in results)
+
+
+def _arms(results: Results) -> list[str]:
+    return [arm for arm in results[0]["arms"] if arm != "first"]
+
+
+def sentence(results: Results) -> str:
+    """The headline: what was kept, and what it cost."""
+    arms = _arms(results)
+    if not {"plain", "ewc"} <= set(arms):
+        parts = [f"{NAMES[arm]} {_end(results, arm, 0).percent()} % / {_end(results, arm, 1).percent()} %" for arm in arms]
+        return f"MNIST / Fashion-MNIST at the end: {'; '.join(parts)}."
+    kept, lost, new, free = (_end(results, arm, task) for task in (0, 1) for arm in ("ewc", "plain"))
+    text = f"MNIST kept: {kept.percent()} % with EWC, {lost.percent()} % without; Fashion-MNIST: {new.percent()} % with, {free.percent()} % without."
+    if "joint" in arms:
+        text += f" Joint training, the ceiling: {_end(results, 'joint', 0).percent()} % and {_end(results, 'joint', 1).percent()} %."
+    return text
+
+
+def table(results: Results) -> Table:
+    """Every arm's end."""
+    rows = []
+    for arm in ["first", *_arms(results)]:
+        ends = [_end(results, arm, task).percent() for task in (0, 1)]
+        matrices = [r["arms"][arm]["rows"] for r in results]
+        lost = "" if arm in ("first", "joint") else estimate(forgetting(R) for R in matrices).percent()
+        mean = estimate(sum(R[-1]) / 2 for R in matrices).percent()
+        nll = estimate(r["arms"][arm]["nll_rows"][-1][0] for r in results)
+        rows.append([NAMES[arm], *ends, mean, lost, f"{nll.mean:.2f}"])
+    seeds = len(results)
+    note = f"Test accuracy, mean ± standard error over {seeds} seeds." if seeds > 1 else "Test accuracy, one seed: no error can be given."
+    return Table("At the end", ["", "MNIST %", "Fashion-MNIST %", "mean %", "forgetting, points", "MNIST nll, nats"], rows, note)
+
+
+def choices(results: Results, spec: ForgettingSpec) -> list[Table]:
+    """The trade-off in numbers, with the validation accuracies that a choice is to be made on."""
+    tables = []
+    kinds = (("ewc", "EWC by strength", "strength", spec.strength if spec.importance is None else None), ("l2sp", "L2-SP by prior width", "tau", spec.tau))
+    for kind, title, heading, used in kinds:
+        grid = _grid(results, kind)
+        if not grid:
+            continue
+        rows = []
+        best = max(grid, key=lambda entry: entry[1][2].mean + entry[1][3].mean)[0]
+        for value, ends in grid:
+            marks = [mark for mark, here in (("best on validation", value == best), ("used above", value == used)) if here]
+            rows.append([f"{value:g}", *(end.percent() for end in ends), ", ".join(marks)])
+        columns = [heading, "MNIST %", "Fashion-MNIST %", "MNIST validation %", "Fashion validation %", ""]
+        tables.append(Table(title, columns, rows, "Choices are made on the mean of the two validation accuracies; test accuracies choose nothing."))
+    return tables
+
+
+def _grid(results: Results, kind: str) -> list[tuple[float, list[Estimate]]]:
+    found = []
+    for place, entry in enumerate(results[0]["tradeoff"][kind]):
+        found.append((entry[0], [estimate(r["tradeoff"][kind][place][1 + k] for r in results) for k in range(4)]))
+    return found
+
+
+def _series(results: Results, pick: Callable[[dict[str, Any]], list[float]], name: str, x: list[float], color: int | None, *, dashed: bool = False) -> Series:
+    columns = [estimate(values) for values in zip(*(pick(r) for r in results), strict=True)]
+    return Series(name, x, [100 * c.mean for c in columns], [100 * c.error for c in columns], color=color, dashed=dashed)
+
+
+def curves(results: Results, epochs: int) -> Lines:
+    """Accuracy on both tasks over all epochs, one panel a task."""
+    panels: dict[str, list[Series]] = {}
+    for j, task in enumerate(TASKS):
+        lines = []
+        for arm in _arms(results):
+            if arm == "joint":
+                end = _end(results, arm, j)
+                lines.append(Series(NAMES[arm], [0, 2 * epochs], [100 * end.mean] * 2, color=_COLORS[arm], dashed=True))
+                continue
+
+            def curve(r: dict[str, Any], arm: str = arm, j: int = j, task: str = task) -> list[float]:
+                before = [r["arms"]["first"]["rows"][0][j], *(entry["accuracy"][task] for entry in r["arms"]["first"]["history"])]
+                if len(before) == 1:  # the first task was learned elsewhere
+                    before = [r["arms"]["first"]["rows"][1][j]]
+                return [*before, *(entry["accuracy"][task] for entry in r["arms"][arm]["history"])]
+
+            length = len(curve(results[0]))
+            start = 2 * epochs + 1 - length
+            lines.append(_series(results, curve, NAMES[arm], [float(x) for x in range(start, 2 * epochs + 1)], _COLORS[arm]))
+        panels[TITLES[task]] = lines
+    return Lines(
+        "Test accuracy while MNIST, then Fashion-MNIST is learned",
+        "epoch",
+        "test accuracy, %",
+        panels=panels,
+        marks={"Fashion-MNIST begins": float(epochs)},
+        id="curves",
+        caption="Left of the dotted line the network learns MNIST (one model, shared by all arms), right of it Fashion-MNIST. Bands are one standard error over seeds.",
+    )
+
+
+def matrices(results: Results) -> Matrices:
+    """The accuracy matrices, mean over seeds."""
+    panels = {}
+    for arm in _arms(results):
+        stack = [r["arms"][arm]["rows"] for r in results]
+        if len(stack[0]) == 3:
+            panels[NAMES[arm]] = [[100 * math.fsum(R[i][j] for R in stack) / len(stack) for j in range(2)] for i in range(3)]
+    return Matrices(
+        "Accuracy matrix R[i, j], %",
+        panels,
+        [TITLES[task] for task in TASKS],
+        ["before", "after MNIST", "after Fashion"],
+        id="matrices",
+        caption="Row i, column j: test accuracy on task j after i tasks. The lower left cell is what was kept of MNIST.",
+    )
+
+
+def tradeoff(results: Results) -> Scatter:
+    """New against old accuracy, a point a strength."""
+    series = []
+    for kind, letter in (("ewc", "s="), ("l2sp", "tau=")):
+        grid = _grid(results, kind)
+        if grid:
+            old, new = ([ends[k] for _, ends in grid] for k in (0, 1))
+            series.append(_points(NAMES[kind], old, new, [f"{letter}{value:g}" for value, _ in grid], _COLORS[kind]))
+    for arm in ("plain", "joint"):
+        if arm in results[0]["arms"]:
+            series.append(_points(NAMES[arm], [_end(results, arm, 0)], [_end(results, arm, 1)], None, _COLORS[arm]))
+    return Scatter(
+        "What holding on costs: new against old accuracy",
+        "MNIST kept, % (test)",
+        "Fashion-MNIST learned, % (test)",
+        series,
+        id="tradeoff",
+        caption="One point a strength; up and to the right is better. Error bars are one standard error over seeds.",
+    )
+
+
+def _points(name: str, x: list[Estimate], y: list[Estimate], labels: list[str] | None, color: int) -> Series:
+    return Series(name, [100 * e.mean for e in x], [100 * e.mean for e in y], [100 * e.error for e in y], [100 * e.error for e in x], labels, color)
+
+
+def samples_of(tasks: list[Task]) -> Images:
+    """One test image a class of each task, with the classes' names."""
+    rows = []
+    for task in tasks:
+        data, names = task.get("test"), task.class_names or ()
+        inputs, targets = data.inputs, data.targets  # type: ignore[attr-defined]
+        first = [int((targets == label).nonzero()[0, 0]) for label in range(10)]
+        rows.append([(names[label], inputs[row, 0].tolist()) for label, row in enumerate(first)])
+    return Images("The two tasks share ten outputs", rows, id="images", caption="Output 0 has to mean both the digit 0 and T-shirt/top, and so on: the labels collide on purpose.")
+
+
+def norms(results: Results) -> Bars:
+    """Norm of the Fisher's diagonal by layer, trained and fresh, under each label rule."""
+    layers = list(results[0]["norms"]["trained"]["exact"])
+    panels = {}
+    for net, title in (("trained", "trained on MNIST"), ("fresh", "fresh network")):
+        rules = results[0]["norms"][net]
+        panels[title] = {rule: [math.fsum(r["norms"][net][rule][layer] for r in results) / len(results) for layer in layers] for rule in rules}
+    return Bars(
+        "Norm of the Fisher's diagonal by layer",
+        "Frobenius norm",
+        layers,
+        panels,
+        y_log=True,
+        id="norms",
+        caption=(
+            "'exact' and 'sampled' take labels from the model's own answers and estimate the Fisher; 'empirical' takes the data's label and 'predicted' "
+            "the most probable one. Once the network is confident and right, its gradient at that label is almost zero, so the last two shrink with "
+            "training although the weights matter more. On a fresh network 'empirical' is not small: there the data's labels are surprises. The tutorial "
+            "compares trained with fresh under 'predicted', so what it sees depends on the label rule as much as on training."
+        ),
+    )
+
+
+def sample_sizes(results: Results) -> list[Lines]:
+    """Error of the Fisher, and what is kept with it, against the number of samples behind it."""
+    counts = [float(entry[0]) for entry in results[0]["samples"]]
+    columns = {k: [estimate(r["samples"][i][k] for r in results) for i in range(len(counts))] for k in (1, 2, 3)}
+    marks = {"the tutorial: 512": 512.0} if min(counts) < 512 < max(counts) else {}
+
+    def line(name: str, k: int, scale: float, color: int) -> Series:
+        return Series(name, counts, [scale * e.mean for e in columns[k]], [scale * e.error for e in columns[k]], color=color)
+
+    def level(name: str, task: int, color: int) -> Series:
+        return Series(name, [counts[0], counts[-1]], [100 * _end(results, "ewc", task).mean] * 2, color=color, dashed=True)
+
+    kept = [line("MNIST kept", 2, 100, 0), line("Fashion-MNIST learned", 3, 100, 1)]
+    if "ewc" in results[0]["arms"]:
+        kept += [level("MNIST, all samples", 0, 0), level("Fashion-MNIST, all samples", 1, 1)]
+    return [
+        Lines("Error of the Fisher's diagonal", "samples behind it", "relative error |F - F(all)| / |F(all)|", [line("", 1, 1, 0)], x_log=True, y_log=True, marks=marks, id="fisher-error", caption="Falls like one over the root of the number of samples."),
+        Lines("What EWC keeps with it", "samples behind it", "test accuracy, %", kept, x_log=True, marks=marks, id="fisher-kept", caption="How many samples of the old task are worth measuring."),
+    ]

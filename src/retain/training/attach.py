@@ -1,0 +1,126 @@
+"""A method in a loop of your own: two lines."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from retain.errors import RetainError
+from retain.methods.base import Method
+from retain.models.parameters import named_parameters, unwrap
+from retain.tasks.batch import Batch
+from retain.tasks.task import Task
+
+
+class Guard:
+    """A method attached to an optimiser; made by :func:`attach`.
+
+    Args:
+        method: The method.
+        model: The unwrapped model.
+        optimizer: The optimiser whose steps it joins.
+        task: The task being learned.
+    """
+
+    def __init__(self, method: Method, model: nn.Module, optimizer: Optimizer, task: Task) -> None:
+        self.method, self.model, self.optimizer, self.task = method, model, optimizer, task
+        self._handles = [optimizer.register_step_pre_hook(self._before), optimizer.register_step_post_hook(self._after)]
+
+    def penalty(self, batch: Batch | tuple[Any, Tensor], outputs: Tensor) -> Tensor:
+        """The data-dependent term of the loss, a scalar in nats per sample; 0 for methods that have none.
+
+        Args:
+            batch: A :class:`~retain.tasks.Batch`, or ``(inputs, targets)``.
+            outputs: The model's outputs for it.
+
+        Returns:
+            A scalar to add to the loss.
+        """
+        if not isinstance(batch, Batch):
+            batch = Batch(*batch, self.task)
+        found = self.method.penalty(self.model, batch, outputs)
+        return outputs.new_zeros(()) if found is None else found
+
+    def consolidate(self) -> None:
+        """Remember this task, and let go of the optimiser."""
+        self.detach()
+        self.method.consolidate(self.model, self.task)
+
+    def detach(self) -> None:
+        """Let go of the optimiser without remembering."""
+        for handle in self._handles:
+            handle.remove()
+
+    def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if (args[0] if args else kwargs.get("closure")) is not None:
+            raise RetainError(
+                "optimizer.step(closure): expected a step without a closure, found one. The closure recomputes the gradients after "
+                "the pull was added. Call backward() yourself, then step()."
+            )
+        # A fused optimiser under a GradScaler divides by the scale inside its step, so the pull would be divided too.
+        scale: Tensor | None = getattr(optimizer, "grad_scale", None)
+        if scale is not None:
+            gradients = [p.grad for p in named_parameters(self.model).values() if p.grad is not None]
+            torch._foreach_mul_(gradients, 1.0 / float(scale))
+            optimizer.grad_scale = None  # type: ignore[attr-defined]
+        if not self._skipped(optimizer):
+            self.method.before_step(self.model, optimizer)
+
+    def _after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not self._skipped(optimizer):
+            self.method.after_step(self.model, optimizer)
+
+    @staticmethod
+    def _skipped(optimizer: Optimizer) -> bool:
+        """Whether a GradScaler has found an overflow, so that the fused step changes nothing."""
+        found: Tensor | None = getattr(optimizer, "found_inf", None)
+        return found is not None and bool(found)
+
+
+def attach(method: Method, model: nn.Module, optimizer: Optimizer, task: Any, *, n: int = 0) -> Guard:
+    """Join a method to a loop of your own.
+
+    ``method.begin`` is called now; ``before_step`` and ``after_step`` run inside every ``optimizer.step()`` through torch's own
+    hooks. Gradient accumulation, clipping and a GradScaler work as they are: the pull is added once a step, to the final
+    gradients, and a step that the scaler skips is not counted.
+
+    Args:
+        method: The method. If it has not seen the old task, call ``method.consolidate(model, old_task)`` first.
+        model: The model, wrapped (DataParallel, ``torch.compile``) or not.
+        optimizer: The optimiser that your loop steps.
+        task: The new task: a :class:`~retain.tasks.Task`, or the DataLoader or arrays that your loop reads.
+        n: Samples of the new task, if ``task`` cannot tell.
+
+    Returns:
+        A guard: ``guard.penalty(batch, outputs)`` for data-dependent methods, ``guard.consolidate()`` at the end.
+
+    Raises:
+        RetainError: If the optimiser only works with a closure, or trains none of the model's parameters.
+
+    Example:
+        >>> import torch, retain
+        >>> from retain import methods, models, tasks
+        >>> old, new = tasks.split(tasks.digits(), 2, scenario="task")
+        >>> model, method = models.MLP(64, 10, seed=0), methods.EWC()
+        >>> method.consolidate(model, old)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> guard = retain.attach(method, model, optimizer, new)
+        >>> for batch in new.batches(64):
+        ...     optimizer.zero_grad()
+        ...     torch.nn.functional.cross_entropy(model(batch.inputs), batch.targets).backward()
+        ...     _ = optimizer.step()
+        >>> guard.consolidate()
+    """
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise RetainError("optimizer: expected one that steps without a closure, found LBFGS. Use SGD or Adam.")
+    plain = unwrap(model)
+    trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if not any(id(p) in trained for p in named_parameters(plain).values()):
+        raise RetainError("optimizer: expected one that trains the model's parameters, found one that trains none of them. Make it after method.prepare(model).")
+    if not isinstance(task, Task):
+        task = Task(task, n=n, id="new")
+    method.begin(plain, task)
+    return Guard(method, plain, optimizer, task)

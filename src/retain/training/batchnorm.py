@@ -1,0 +1,71 @@
+"""What happens to batch-norm statistics, which no belief protects."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from retain.errors import InputError
+
+BatchNormPolicy = Literal["freeze", "track", "per-task"]
+
+
+class BatchNormKeeper:
+    """Keeps a model's batch-norm statistics as the policy says.
+
+    Args:
+        model: The model.
+        policy: ``freeze`` after the first task (later tasks use its statistics), ``track`` through all tasks as torch does, or
+            ``per-task``: each task is evaluated with its own.
+
+    Raises:
+        InputError: If the policy is unknown.
+    """
+
+    def __init__(self, model: nn.Module, policy: BatchNormPolicy) -> None:
+        if policy not in ("freeze", "track", "per-task"):
+            raise InputError("batchnorm", "'freeze', 'track' or 'per-task'", repr(policy))
+        self.policy = policy
+        self.layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)}
+        self.stored: dict[int, dict[str, Tensor]] = {}
+
+    def training(self, task: int) -> None:
+        """After ``model.train()``: put the layers in the mode for training this task."""
+        if self.policy == "freeze" and task > 0:
+            for layer in self.layers.values():
+                layer.eval()
+
+    def finished(self, task: int) -> None:
+        """After a task was learned."""
+        if self.policy == "per-task" and self.layers:
+            self.stored[task] = self._now()
+
+    def enter(self, task: int) -> dict[str, Tensor] | None:
+        """Put a task's own statistics in place; hand the result to :meth:`leave`."""
+        if task not in self.stored:
+            return None
+        before = self._now()
+        self._put(self.stored[task])
+        return before
+
+    def leave(self, before: dict[str, Tensor] | None) -> None:
+        """Put back what :meth:`enter` replaced."""
+        if before is not None:
+            self._put(before)
+
+    def _now(self) -> dict[str, Tensor]:
+        return {f"{name}.{key}": value.clone() for name, layer in self.layers.items() for key, value in layer.named_buffers()}
+
+    def _put(self, values: dict[str, Tensor]) -> None:
+        for name, layer in self.layers.items():
+            for key, buffer in layer.named_buffers():
+                buffer.copy_(values[f"{name}.{key}"])
+
+    def state_dict(self) -> dict[str, Any]:
+        """The stored statistics."""
+        return {str(task): values for task, values in self.stored.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The stored statistics."""
+        self.stored = {int(task): values for task, values in state.items()}

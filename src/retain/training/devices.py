@@ -1,0 +1,40 @@
+"""Devices and precision."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal, get_args
+
+import torch
+
+from retain.errors import InputError, nearest
+
+Precision = Literal["float32", "float64", "bfloat16"]
+
+
+def choose_device(device: str | torch.device) -> torch.device:
+    """The device meant by a name; ``auto`` is CUDA where there is one, else the CPU.
+
+    Raises:
+        InputError: If there is no such device here.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError("device", "'auto', 'cpu', 'cuda', 'cuda:0', 'mps'", repr(str(device)), str(error).splitlines()[0]) from error
+    return chosen
+
+
+def dtype_of(precision: Precision) -> torch.dtype:
+    """The type weights and inputs are kept in: float32 also under ``bfloat16``, which is mixed."""
+    if precision not in get_args(Precision):
+        raise InputError("precision", "a known precision", repr(precision), nearest(str(precision), get_args(Precision)))
+    return torch.float64 if precision == "float64" else torch.float32
+
+
+def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
+    """The context of a forward pass."""
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()

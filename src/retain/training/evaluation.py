@@ -1,0 +1,66 @@
+"""How well a model answers a task."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from retain.methods.base import Method
+from retain.tasks.batch import apply
+from retain.tasks.task import Task
+
+
+class Evaluation(NamedTuple):
+    """Score (accuracy, or R2 for regression) and mean negative log likelihood in nats per observation."""
+
+    score: float
+    nll: float
+
+
+def evaluate(model: nn.Module, task: Task, method: Method | None = None, *, part: str = "test", batch_size: int = 1000) -> Evaluation:
+    """Score a model on one part of a task.
+
+    The model is in evaluation mode meanwhile and put back after.
+
+    Args:
+        model: Any module.
+        task: The task, with the outputs that compete for it.
+        method: The method that answers, if it answers differently from the forward pass.
+        part: ``test``, ``validation`` or ``data`` (the training data).
+        batch_size: Samples per pass.
+
+    Returns:
+        Score and mean negative log likelihood.
+
+    Raises:
+        InputError: If the task has no such part, or the outputs do not fit its targets.
+
+    Example:
+        >>> from retain import models, tasks
+        >>> from retain.training import evaluate
+        >>> evaluate(models.MLP(64, 10, seed=0), tasks.digits()).score < 0.3
+        True
+    """
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    likelihood, task = task.likelihood, task.to(device)
+    was_training = model.training
+    model.eval()
+    tally = nll = units = None
+    try:
+        with torch.inference_mode():
+            for batch in task.batches(batch_size, part=part):
+                outputs = apply(model, batch) if method is None else method.predict(model, batch)
+                if tally is None:
+                    likelihood.check(outputs, batch.targets, "the model")
+                counted = likelihood.tally(outputs, batch.targets)
+                loss = likelihood.nll(outputs, batch.targets).double().sum()
+                observations = likelihood.units(batch.targets).double().sum()
+                tally = counted if tally is None else tally + counted
+                nll = loss if nll is None else nll + loss
+                units = observations if units is None else units + observations
+    finally:
+        model.train(was_training)
+    assert tally is not None and nll is not None and units is not None  # data yield at least one batch, or have raised
+    return Evaluation(likelihood.score(tally), float(nll / units))

@@ -1,0 +1,235 @@
+"""The loop: learn tasks one after the other."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from retain.errors import InputError, RetainError, check_count
+from retain.methods.base import Method, Plain
+from retain.models.parameters import unwrap
+from retain.seeds import generator, seeded
+from retain.tasks.batch import apply
+from retain.tasks.stream import Stream, sequence
+from retain.training.batchnorm import BatchNormKeeper, BatchNormPolicy
+from retain.training.devices import Precision, autocast, choose_device, dtype_of
+from retain.training.evaluation import evaluate
+from retain.training.optimizers import OptimizerFactory, Schedule, factor, make_optimizer
+from retain.training.recorder import Recorder, Silent
+from retain.training.result import Result
+
+
+def learn(
+    model: nn.Module,
+    stream: Stream | Sequence[Any],
+    method: Method | None = None,
+    *,
+    epochs: int = 1,
+    batch_size: int = 64,
+    optimizer: str | OptimizerFactory = "adam",
+    lr: float = 1e-3,
+    schedule: Schedule = "constant",
+    seed: int = 0,
+    device: str | torch.device = "auto",
+    precision: Precision = "float32",
+    batchnorm: BatchNormPolicy = "freeze",
+    watch: Stream | Sequence[Any] | None = None,
+    after: Result | None = None,
+    recorder: Recorder | None = None,
+) -> Result:
+    """Learn the tasks of a stream in order, and measure what is kept.
+
+    Each task gets a fresh optimiser. Before the first task, after every epoch and after every task the model is scored on the
+    test data (and validation data, where there are any) of all tasks in ``watch``.
+
+    Args:
+        model: Any module; trained in place.
+        stream: The tasks: a :class:`~retain.tasks.Stream`, or a list of tasks, DataLoaders or pairs of arrays.
+        method: What is carried from task to task; plain fine-tuning by default.
+        epochs: Passes over each task's data.
+        batch_size: Samples a step; a DataLoader has its own.
+        optimizer: ``adam``, ``adamw``, ``sgd``, ``momentum`` or a function from parameters to an optimiser.
+        lr: Learning rate.
+        schedule: ``constant``, or ``cosine`` from lr to 0 within each task.
+        seed: Seed of the data order and of noise such as dropout. The model's initialisation is its own affair.
+        device: ``auto``, or any torch device.
+        precision: ``float32``, ``float64``, or ``bfloat16`` for mixed precision.
+        batchnorm: What happens to batch-norm statistics: ``freeze`` after the first task, ``track`` or ``per-task``.
+        watch: The tasks to score; the stream's own by default.
+        after: The result of learning the first tasks of this stream: they are not learned again, and its rows are kept. The
+            model and the method must be those that came out of it (or the method has consolidated the model on their data).
+        recorder: Where events and points to continue from go.
+
+    Returns:
+        The accuracy matrix, curves, model and method.
+
+    Raises:
+        InputError: If a setting or the data do not fit.
+        RetainError: If the loss is no longer finite.
+
+    Example:
+        >>> from retain import learn, models, tasks
+        >>> result = learn(models.MLP(64, 32, 10, seed=0), tasks.split(tasks.digits(), 2, scenario="class"), epochs=20)
+        >>> result.accuracy.shape, bool(result.forgetting > 0.5)
+        ((3, 2), True)
+    """
+    check_count("epochs", epochs)
+    check_count("batch_size", batch_size)
+    stream = sequence(*stream) if not isinstance(stream, Stream) else stream
+    watched = stream if watch is None else (watch if isinstance(watch, Stream) else sequence(*watch))
+    method, recorder = method or Plain(), recorder or Silent()
+    place, dtype = choose_device(device), dtype_of(precision)
+    stream, watched = _moved(stream, place, dtype), _moved(watched, place, dtype)
+    model = method.prepare(unwrap(model)).to(place, dtype)
+    keeper = BatchNormKeeper(model, batchnorm)
+    result = Result([task.id for task in watched.tasks], score_name=stream.tasks[0].likelihood.score_name, model=model, method=method)
+    first = 0
+    if after is not None:
+        first = len(after.rows) - 1
+        if after.tasks != result.tasks or not 0 <= first < len(stream):
+            raise InputError("after", f"a result on the tasks {result.tasks} that leaves some to learn", f"{first} tasks of {after.tasks}")
+        result.rows, result.nll_rows, result.validation_rows = list(after.rows), list(after.nll_rows), list(after.validation_rows)
+
+    position = (first, 0)  # task, epochs of it that are done
+    restored = recorder.load()
+    if restored is not None:
+        _restore(restored, result, model, method, keeper)
+        position = (restored["task"], restored["epoch"])
+        if restored["done"]:
+            return result
+    elif not result.rows:
+        _score(result, model, method, watched, keeper, -1, row=True)
+
+    for t in range(position[0], len(stream)):
+        task = stream.at(t, t)
+        method.begin(model, task)
+        steps = make_optimizer(optimizer, model.parameters(), lr)
+        initial = [group["lr"] for group in steps.param_groups]
+        done = position[1] if t == position[0] else 0
+        if done and restored is not None:
+            steps.load_state_dict(restored["optimizer"])
+        for epoch in range(done, epochs):
+            model.train()
+            keeper.training(t)
+            total, count = torch.zeros((), device=place, dtype=torch.float64), 0
+            expected = max(1, math.ceil(task.n / batch_size))
+            with seeded(seed, "noise", t, epoch):
+                for step, batch in enumerate(task.batches(batch_size, generator(seed, "order", t, epoch))):
+                    if schedule != "constant":
+                        share = factor(schedule, min(1.0, (epoch + step / expected) / epochs))
+                        for group, rate in zip(steps.param_groups, initial, strict=True):
+                            group["lr"] = rate * share
+                    batch = method.augment(batch, model)
+                    steps.zero_grad()
+                    with autocast(precision, place):
+                        outputs = apply(model, batch)
+                        if step == 0 and epoch == done:
+                            task.likelihood.check(outputs, batch.targets, f"the model on task '{task.id}'")
+                        loss = task.likelihood.mean_nll(outputs, batch.targets, batch.weight)
+                        extra = method.penalty(model, batch, outputs)
+                    (loss if extra is None else loss + extra).backward()
+                    method.before_step(model, steps)
+                    steps.step()
+                    method.after_step(model, steps)
+                    total += loss.detach()
+                    count += 1
+            mean = float(total) / count
+            if not math.isfinite(mean):
+                raise RetainError(
+                    f"The loss on task '{task.id}' is no longer finite in epoch {epoch + 1} ({method!r}, lr={lr:g}). "
+                    "Lower lr or the strength, or use pull='proximal'."
+                )
+            accuracy, validation = _score(result, model, method, watched, keeper, t, row=False)
+            entry = {"task": task.id, "epoch": epoch + 1, "loss": mean, "accuracy": accuracy, "validation": validation}
+            result.history.append(entry)
+            recorder.event("epoch", method=str(method), epochs=epochs, **entry)
+            if epoch + 1 < epochs:
+                recorder.save(lambda t=t, e=epoch + 1, o=steps: _state(result, model, method, keeper, t, e, o, done=False))  # type: ignore[misc]
+        keeper.finished(t)
+        method.consolidate(model, task)
+        _score(result, model, method, watched, keeper, t, row=True)
+        last = t + 1 == len(stream)
+        recorder.save(lambda t=t, last=last: _state(result, model, method, keeper, t + 1, 0, None, done=last), final=last)  # type: ignore[misc]
+    return result
+
+
+def measure(model: nn.Module, stream: Stream | Sequence[Any], learned: int = 1, method: Method | None = None) -> Result:
+    """A result for a model that was trained elsewhere on the first tasks of a stream, to hand to ``learn(..., after=...)``.
+
+    Args:
+        model: The model.
+        stream: The whole stream.
+        learned: How many of its tasks the model has learned.
+        method: The method that answers, if it answers differently from the forward pass.
+
+    Returns:
+        A result whose last row is measured; rows before it are ``nan``, since nobody was there.
+
+    Raises:
+        InputError: If ``learned`` is not between 1 and the number of tasks.
+    """
+    stream = stream if isinstance(stream, Stream) else sequence(*stream)
+    if not 1 <= learned <= len(stream):
+        raise InputError("learned", f"between 1 and {len(stream)} tasks", learned)
+    method = method or Plain()
+    result = Result([task.id for task in stream.tasks], score_name=stream.tasks[0].likelihood.score_name, model=model, method=method)
+    for rows in (result.rows, result.nll_rows, result.validation_rows):
+        rows.extend([[math.nan] * len(stream) for _ in range(learned)])
+    _score(result, model, method, stream, BatchNormKeeper(model, "track"), learned - 1, row=True)
+    return result
+
+
+def _moved(stream: Stream, place: torch.device, dtype: torch.dtype) -> Stream:
+    return Stream(tuple(task.to(place, dtype) for task in stream.tasks), stream.scenario)
+
+
+def _score(
+    result: Result, model: nn.Module, method: Method, watched: Stream, keeper: BatchNormKeeper, learned: int, *, row: bool
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Score all watched tasks after task ``learned`` (-1: none); with ``row`` the scores become a row of the matrix."""
+    scores, nlls, held_out = {}, [], {}
+    for j, original in enumerate(watched.tasks):
+        task = watched.at(j, max(learned, 0))
+        part = "test" if original.test is not None else "validation" if original.validation is not None else "data"
+        before = keeper.enter(j)
+        found = evaluate(model, task, method, part=part)
+        scores[original.id] = found.score
+        nlls.append(found.nll)
+        if original.validation is not None:
+            held_out[original.id] = evaluate(model, task, method, part="validation").score
+        keeper.leave(before)
+    if row:
+        result.rows.append(list(scores.values()))
+        result.nll_rows.append(nlls)
+        result.validation_rows.append([held_out.get(task.id, math.nan) for task in watched.tasks])
+    return scores, held_out
+
+
+def _state(
+    result: Result, model: nn.Module, method: Method, keeper: BatchNormKeeper, task: int, epoch: int, optimizer: Any, *, done: bool
+) -> dict[str, Any]:
+    return {
+        "task": task,
+        "epoch": epoch,
+        "done": done,
+        "model": model.state_dict(),
+        "optimizer": None if optimizer is None else optimizer.state_dict(),
+        "method": method.state_dict(),
+        "batchnorm": keeper.state_dict(),
+        "rows": result.rows,
+        "nll_rows": result.nll_rows,
+        "validation_rows": result.validation_rows,
+        "history": result.history,
+    }
+
+
+def _restore(state: dict[str, Any], result: Result, model: nn.Module, method: Method, keeper: BatchNormKeeper) -> None:
+    model.load_state_dict(state["model"])
+    method.load_state_dict(state["method"], model)
+    keeper.load_state_dict(state["batchnorm"])
+    for name in ("rows", "nll_rows", "validation_rows", "history"):
+        setattr(result, name, state[name])
