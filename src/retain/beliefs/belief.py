@@ -108,7 +108,9 @@ class Belief:
                 continue
             old = centre[name]
             if p.shape[1:] != old.shape[1:] or p.shape[0] < old.shape[0]:
-                raise InputError(f"shape of '{name}'", f"{list(old.shape)}, or more rows", list(p.shape), "A belief follows a head that grows, not other changes.")
+                raise InputError(
+                    f"shape of '{name}'", f"{list(old.shape)}, or more rows", list(p.shape), "A belief follows a head that grows, not other changes."
+                )
             grown = (0, 0) * (p.ndim - 1) + (0, p.shape[0] - old.shape[0])
             centre[name] = torch.cat([old, p.detach()[old.shape[0] :]])
             values[name] = F.pad(values[name].expand(old.shape), grown)

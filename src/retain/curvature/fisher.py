@@ -110,7 +110,8 @@ def fisher(
     totals = {name: torch.zeros(p.shape, dtype=torch.float64, device=device) for name, p in parameters.items()}
     draw = generator(seed, "labels")
     fast = _with_rules(model, parameters)
-    covered, seen, checked = set(), 0.0, False
+    covered: set[str] = set()
+    seen, checked = 0.0, False
     with _evaluation(model), Capture(fast) as capture:
         for batch in _chosen(task.to(device), samples, batch_size, replacement, generator(seed, "samples")):
             with torch.enable_grad():
@@ -229,14 +230,15 @@ def _at_outputs(outputs: Tensor, layers: list[Tensor], vectors: Tensor) -> list[
     if len(vectors) == 1:
         single = torch.autograd.grad(outputs, layers, vectors[0], allow_unused=True)
         return [torch.zeros_like(layer)[None] if g is None else g[None] for layer, g in zip(layers, single, strict=True)]
+    batched: tuple[Tensor | None, ...]
     try:
         batched = torch.autograd.grad(outputs, layers, vectors, is_grads_batched=True, allow_unused=True, retain_graph=True)
     except RuntimeError:  # an operation without a batching rule: one vector after the other
         rows = [torch.autograd.grad(outputs, layers, v, allow_unused=True, retain_graph=True) for v in vectors]
-        batched = tuple(None if g[0] is None else torch.stack(g) for g in zip(*rows, strict=True))  # type: ignore[arg-type]
+        columns: list[Any] = list(zip(*rows, strict=True))
+        batched = tuple([None if column[0] is None else torch.stack(column) for column in columns])
     return [
-        torch.zeros(len(vectors), *layer.shape, device=layer.device, dtype=layer.dtype) if g is None else g
-        for layer, g in zip(layers, batched, strict=True)
+        torch.zeros(len(vectors), *layer.shape, device=layer.device, dtype=layer.dtype) if g is None else g for layer, g in zip(layers, batched, strict=True)
     ]
 
 
@@ -253,7 +255,7 @@ def _slow(model: nn.Module, parameters: dict[str, nn.Parameter], batch: Batch, v
 
             return apply(call, Batch(single, batch.targets[:1], batch.task))[0]  # type: ignore[arg-type]
 
-        _, pull = torch.func.vjp(forward, free)
+        _, pull = torch.func.vjp(forward, free)[:2]
         rows = torch.func.vmap(lambda vector: pull(vector)[0])(v)
         return {name: g.square().sum(0) for name, g in rows.items()}
 

@@ -57,8 +57,8 @@ def conv2d(layer: nn.Conv2d, a: Tensor, G: Tensor) -> dict[str, Tensor]:
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
     if any(pad):
         a = F.pad(a, pad, mode=mode)
-    columns = F.unfold(a, layer.kernel_size, dilation=layer.dilation, stride=layer.stride)  # type: ignore[arg-type]
-    # unfold may see positions past the last stride that the convolution also sees: both use floor division, so they agree
+    columns = F.unfold(a, layer.kernel_size, dilation=layer.dilation, stride=layer.stride)
+
     B, groups = len(a), layer.groups
     columns = columns.reshape(B, groups, -1, columns.shape[-1]).transpose(-1, -2)
     gradients = G.flatten(3).reshape(len(G), B, groups, -1, G[0, 0, 0].numel())

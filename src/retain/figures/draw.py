@@ -86,7 +86,18 @@ def _lines(spec: Lines) -> Drawing:
                 ax.fill_between(series.x, low, high, color=color, alpha=0.18, linewidth=0)
         for label, x in spec.marks.items():
             ax.axvline(x, color="#999999", linewidth=1, linestyle=":")
-            ax.annotate(label, (x, 1), xycoords=("data", "axes fraction"), ha="right", va="top", rotation=90, fontsize=8, color="#666666", xytext=(-2, -2), textcoords="offset points")
+            ax.annotate(
+                label,
+                (x, 1),
+                xycoords=("data", "axes fraction"),
+                ha="right",
+                va="top",
+                rotation=90,
+                fontsize=8,
+                color="#666666",
+                xytext=(-2, -2),
+                textcoords="offset points",
+            )
         if title:
             ax.set_title(title, fontsize=10)
         ax.set_xlabel(spec.x_label)
@@ -106,7 +117,19 @@ def _scatter(spec: Scatter) -> Drawing:
     for place, series in enumerate(spec.series):
         color = _color(series, place)
         style = "-" if len(series.x) > 1 else ""
-        ax.errorbar(series.x, series.y, xerr=_errors(series.x_error), yerr=_errors(series.y_error), color=color, label=series.name, marker="o", markersize=5, linestyle=style, linewidth=1, elinewidth=1)
+        ax.errorbar(
+            series.x,
+            series.y,
+            xerr=_errors(series.x_error),
+            yerr=_errors(series.y_error),
+            color=color,
+            label=series.name,
+            marker="o",
+            markersize=5,
+            linestyle=style,
+            linewidth=1,
+            elinewidth=1,
+        )
         for x, y, label in zip(series.x, series.y, series.labels or [], strict=False):
             ax.annotate(label, (x, y), xytext=(5, 5), textcoords="offset points", fontsize=8, color=color)
     ax.set_xlabel(spec.x_label)

@@ -27,7 +27,10 @@ class Table:
         """The table for a terminal, columns aligned."""
         cells = [self.columns, *self.rows]
         widths = [max(len(row[i]) for row in cells) for i in range(len(self.columns))]
-        lines = ["  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip() for row in cells]
+        lines = [
+            "  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip()
+            for row in cells
+        ]
         return "\n".join([self.title, *lines, *([self.note] if self.note else [])])
 
     def html(self) -> str:

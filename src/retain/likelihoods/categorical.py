@@ -55,9 +55,7 @@ class Categorical(Likelihood):
 
     def check(self, outputs: Tensor, targets: Tensor, where: str = "the model") -> None:
         if outputs.ndim != 2:
-            raise InputError(
-                "outputs", f"logits of shape [batch, classes] from {where}", list(outputs.shape), "For sequences use likelihoods.Tokens()."
-            )
+            raise InputError("outputs", f"logits of shape [batch, classes] from {where}", list(outputs.shape), "For sequences use likelihoods.Tokens().")
         if targets.is_floating_point() or targets.ndim != 1:
             raise InputError(
                 "targets",

@@ -10,11 +10,11 @@ from retain.errors import InputError
 
 
 class Estimate(NamedTuple):
-    """A mean over ``count`` seeds and its standard error (``nan`` for one seed)."""
+    """A mean over ``seeds`` seeds and its standard error (``nan`` for one seed)."""
 
     mean: float
     error: float
-    count: int
+    seeds: int
 
     def percent(self, digits: int = 1) -> str:
         """The estimate in per cent, such as ``87.0 ± 0.2``."""
@@ -37,7 +37,7 @@ def estimate(values: Iterable[float]) -> Estimate:
 
     Example:
         >>> estimate([1.0, 2.0, 3.0])
-        Estimate(mean=2.0, error=0.5773502691896258, count=3)
+        Estimate(mean=2.0, error=0.5773502691896258, seeds=3)
     """
     numbers = [float(value) for value in values]
     if not numbers:

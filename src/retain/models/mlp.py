@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from itertools import pairwise
 
 from torch import Tensor, nn
 
@@ -43,7 +44,7 @@ class MLP(nn.Module):
     @staticmethod
     def _build(sizes: tuple[int, ...], output_relu: bool) -> nn.Sequential:
         layers: OrderedDict[str, nn.Module] = OrderedDict()
-        for i, (inside, outside) in enumerate(zip(sizes, sizes[1:], strict=False), start=1):
+        for i, (inside, outside) in enumerate(pairwise(sizes), start=1):
             layers[f"fc{i}"] = nn.Linear(inside, outside)
             if i < len(sizes) - 1 or output_relu:
                 layers[f"relu{i}"] = nn.ReLU()

@@ -14,6 +14,12 @@ Module = TypeVar("Module", bound=nn.Module)
 def unwrap(model: nn.Module) -> nn.Module:
     """The module inside ``torch.compile``, DataParallel and DistributedDataParallel wrappers.
 
+    Args:
+        model: Any module.
+
+    Returns:
+        The module itself where nothing is wrapped.
+
     Example:
         >>> from torch import nn
         >>> inner = nn.Linear(2, 2)

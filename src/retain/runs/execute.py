@@ -66,7 +66,23 @@ def execute(
                     folder.close()
     finally:
         torch.set_num_threads(before)
+    summarise(study, spec, run)
     return run
+
+
+def summarise(study: Study, spec: Spec, run: Run) -> None:
+    """Write what the finished seeds say together, ``summary.json``."""
+    outcome = study.summarise(spec, run.results())
+    run.write(
+        "summary.json",
+        {
+            "headline": outcome.headline,
+            "numbers": outcome.numbers,
+            "notes": outcome.notes,
+            "tables": [f"{table.text()}" for table in outcome.tables[:1]],
+            "picture": outcome.figures[0].id,
+        },
+    )
 
 
 def _check(run: Run, study: Study, spec: Spec, *, resume: bool, force: bool) -> None:
@@ -78,12 +94,19 @@ def _check(run: Run, study: Study, spec: Spec, *, resume: bool, force: bool) -> 
         raise InputError("--resume", f"the settings of {run.path}", "; ".join(different), "Pass the same settings, or run without --resume.")
     unfinished = [folder.name for folder in sorted(run.path.glob("seed-*")) if not (folder / "result.json").exists()]
     if unfinished and not resume:
-        raise InputError("run", "a new run, or a finished one", f"an interrupted one in {run.path} ({', '.join(unfinished)})", "Pass --resume to go on with it, or --fresh to start anew.")
+        raise InputError(
+            "run",
+            "a new run, or a finished one",
+            f"an interrupted one in {run.path} ({', '.join(unfinished)})",
+            "Pass --resume to go on with it, or --fresh to start anew.",
+        )
     if not unfinished:
         return
     made, now = run.read("env.json"), environment()
     if made["torch"] != now["torch"] and not force:
-        raise RetainError(f"{run.path} was made with torch {made['torch']}, this is {now['torch']}: equal bits cannot be promised. Pass --force to go on all the same.")
+        raise RetainError(
+            f"{run.path} was made with torch {made['torch']}, this is {now['torch']}: equal bits cannot be promised. Pass --force to go on all the same."
+        )
 
 
 def differences(there: dict[str, Any], here: dict[str, Any], ignore: set[str] = frozenset()) -> list[str]:  # type: ignore[assignment]

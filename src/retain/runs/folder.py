@@ -84,6 +84,12 @@ class Run:
     def read(self, name: str) -> dict[str, Any]:
         """A JSON file of the run.
 
+        Args:
+            name: Its path inside the folder.
+
+        Returns:
+            Its content.
+
         Raises:
             InputError: If it is missing or damaged.
         """

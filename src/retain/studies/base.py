@@ -66,6 +66,12 @@ class Spec(BaseModel):
     def parse(cls, values: dict[str, Any]) -> Self:
         """A spec from plain values.
 
+        Args:
+            values: Settings by name.
+
+        Returns:
+            The spec.
+
         Raises:
             InputError: If one does not fit.
         """

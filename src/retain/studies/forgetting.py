@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt
@@ -43,22 +43,22 @@ class ForgettingSpec(Spec):
     model: Literal["mlp", "cnn"] = Field("mlp", description="architecture")
     hidden: tuple[PositiveInt, ...] = Field((256, 256), description="hidden widths of the mlp")
     output_relu: bool = Field(False, description="a ReLU on the outputs: the tutorial's defect")
-    optimizer: Literal["adam", "adamw", "sgd", "momentum"] = Field("adam", description="optimiser")
-    lr: PositiveFloat = Field(1e-3, description="learning rate")
-    schedule: Schedule = Field("constant", description="course of the learning rate within a task: constant or cosine")
+    optimizer: Literal["adam", "adamw", "sgd", "momentum"] = Field("momentum", description="optimiser; momentum is SGD with momentum 0.9")
+    lr: PositiveFloat = Field(0.1, description="learning rate")
+    schedule: Schedule = Field("cosine", description="course of the learning rate within a task: constant or cosine")
     batch_size: PositiveInt = Field(64, description="samples a step")
     epochs: PositiveInt = Field(5, description="passes over each task")
     arms: tuple[Arm, ...] = Field(("plain", "ewc", "l2sp", "joint"), description="what is compared")
-    strength: float = Field(1000.0, ge=0, description="EWC's strength; 1 is the Bayesian answer")
+    strength: float = Field(300.0, ge=0, description="EWC's strength; 1 is the Bayesian answer")
     importance: float | None = Field(None, ge=0, description="the tutorial's factor instead of strength: 2 importance m / n")
     labels: LabelRule = Field("exact", description="the Fisher's label rule: exact, sampled, empirical or predicted")
     fisher_samples: PositiveInt | None = Field(None, description="samples of the old task behind the Fisher; all by default")
     fisher_replacement: bool = Field(False, description="draw them with replacement")
-    pull: Pull = Field("gradient", description="the pull as a gradient or as a proximal step")
-    tau: PositiveFloat = Field(0.03, description="width of L2-SP's prior")
-    strengths: tuple[float, ...] = Field((1.0, 10.0, 100.0, 1000.0, 10000.0), description="EWC's strengths in the trade-off plot")
-    taus: tuple[PositiveFloat, ...] = Field((0.3, 0.1, 0.03, 0.01), description="L2-SP's widths in the trade-off plot")
-    sample_sizes: tuple[PositiveInt, ...] = Field((16, 64, 256, 512, 2048), description="sizes in the plot of the Fisher against its samples")
+    pull: Pull = Field("proximal", description="the pull as a proximal step or as a gradient")
+    tau: PositiveFloat = Field(0.05, description="width of L2-SP's prior")
+    strengths: tuple[float, ...] = Field((10.0, 30.0, 100.0, 300.0, 1000.0), description="EWC's strengths in the trade-off plot")
+    taus: tuple[PositiveFloat, ...] = Field((0.1, 0.05, 0.03), description="L2-SP's widths in the trade-off plot")
+    sample_sizes: tuple[PositiveInt, ...] = Field((16, 128, 512, 2048), description="sizes in the plot of the Fisher against its samples")
     norm_samples: PositiveInt = Field(2000, description="samples behind the Fisher norms by layer")
 
 
@@ -67,16 +67,21 @@ class Forgetting(Study):
 
     name = "forgetting"
     title = "MNIST, then Fashion-MNIST"
-    question = "A network has learned MNIST and now learns Fashion-MNIST with the same ten outputs. How much of MNIST survives, and what does holding on to it cost?"
+    question = (
+        "A network has learned MNIST and now learns Fashion-MNIST with the same ten outputs. How much of MNIST survives, and what does holding on to it cost?"
+    )
     spec_type = ForgettingSpec
-    citations = ["kirkpatrick2017overcoming", "li2018explicit", "huszar2018note", "lecun1998gradient", "xiao2017fashion"]
-    presets = {
+    citations: ClassVar[list[str]] = ["kirkpatrick2017overcoming", "li2018explicit", "huszar2018note", "lecun1998gradient", "xiao2017fashion"]
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
         "quick": {},
         "paper": {
             "embedded": False,
             "hidden": (256, 256, 256),
             "output_relu": True,
             "optimizer": "sgd",
+            "lr": 1e-3,
+            "schedule": "constant",
+            "pull": "gradient",
             "batch_size": 32,
             "epochs": 25,
             "importance": 1000.0,
@@ -93,7 +98,11 @@ class Forgetting(Study):
             "seeds": 5,
             "validation": 5000,
             "batch_size": 128,
-            "epochs": 3,
+            "epochs": 10,
+            "tau": 0.03,
+            "strengths": (1.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0),
+            "taus": (0.3, 0.1, 0.05, 0.03, 0.02),
+            "sample_sizes": (16, 64, 256, 512, 2048, 10000),
         },
     }
 
@@ -140,7 +149,6 @@ class Forgetting(Study):
             first = measure(model, stream, learned=1)
         else:
             first = learn(model, stream[:1], watch=stream, seed=seed, recorder=keeper.recorder("first"), **options)
-        keeper.keep("first", model)
 
         @lru_cache
         def belief(samples: int | None) -> Belief:
@@ -152,7 +160,7 @@ class Forgetting(Study):
 
         def go_on(stage: str, method: Method) -> Result:
             """Learn the second task from the shared first-task model."""
-            return learn(copy(model), stream, method, after=first, seed=seed, recorder=keeper.recorder(stage), **options)
+            return learn(copy(model), stream, method, after=first, seed=seed, recorder=keeper.recorder(stage), consolidate_last=False, **options)
 
         def ewc(stage: str, strength: float | None = None, samples: int | None = spec.fisher_samples) -> Result:
             method = _ewc(spec, old, new, seed, strength=strength, samples=samples)
@@ -164,6 +172,7 @@ class Forgetting(Study):
             method.consolidate(model, old)
             return go_on(stage, method)
 
+        keeper.keep("first", model, belief(spec.fisher_samples) if "ewc" in spec.arms else None)
         arms: dict[str, Any] = {"first": _record(first)}
         for arm in spec.arms:
             if arm == "plain":
@@ -176,8 +185,7 @@ class Forgetting(Study):
                 joint = Stream((union(*stream.tasks),))
                 result = learn(copy(fresh), joint, watch=stream, seed=seed, recorder=keeper.recorder(arm), **options)
             arms[arm] = _record(result)
-            method = result.method
-            keeper.keep(arm, result.model, method.belief if isinstance(method, EWC) else None)
+            keeper.keep(arm, result.model)
             if {"plain", "ewc"} <= arms.keys() and arm in ("plain", "ewc"):
                 keeper.notice("verdict", text=f"Seed {seed}: {show.sentence([{'arms': arms}])}")
         tradeoff = {
@@ -211,12 +219,8 @@ class Forgetting(Study):
         if results[0]["samples"]:
             figures += show.sample_sizes(results)
         tables: list[Table] = [show.table(results), *show.choices(results, spec)]
-        numbers = {
-            arm: {
-                task: metrics.estimate(r["arms"][arm]["rows"][-1][j] for r in results)._asdict()
-                for j, task in enumerate(show.TASKS)
-            }
-            for arm in spec.arms
+        numbers: dict[str, Any] = {
+            arm: {task: metrics.estimate(r["arms"][arm]["rows"][-1][j] for r in results)._asdict() for j, task in enumerate(show.TASKS)} for arm in spec.arms
         }
         return Outcome(show.sentence(results), tables, figures, notes, numbers)
 
@@ -283,7 +287,7 @@ def _norms(model: nn.Module, task: Task, spec: ForgettingSpec, seed: int) -> dic
     """Frobenius norm of the Fisher's diagonal by layer, under every label rule."""
     count = min(spec.norm_samples, task.n)
     task = task.to(next(model.parameters()).device)
-    found = {}
+    found: dict[str, dict[str, float]] = {}
     for rule in RULES:
         values = fisher(model, task, rule, samples=count, seed=seed)
         layers: dict[str, float] = {}

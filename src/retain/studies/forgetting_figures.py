@@ -114,7 +114,10 @@ def curves(results: Results, epochs: int) -> Lines:
         panels=panels,
         marks={"Fashion-MNIST begins": float(epochs)},
         id="curves",
-        caption="Left of the dotted line the network learns MNIST (one model, shared by all arms), right of it Fashion-MNIST. Bands are one standard error over seeds.",
+        caption=(
+            "Left of the dotted line the network learns MNIST (one model, shared by all arms), right of it Fashion-MNIST. "
+            "Bands are one standard error over seeds."
+        ),
     )
 
 
@@ -168,7 +171,12 @@ def samples_of(tasks: list[Task]) -> Images:
         inputs, targets = data.inputs, data.targets  # type: ignore[attr-defined]
         first = [int((targets == label).nonzero()[0, 0]) for label in range(10)]
         rows.append([(names[label], inputs[row, 0].tolist()) for label, row in enumerate(first)])
-    return Images("The two tasks share ten outputs", rows, id="images", caption="Output 0 has to mean both the digit 0 and T-shirt/top, and so on: the labels collide on purpose.")
+    return Images(
+        "The two tasks share ten outputs",
+        rows,
+        id="images",
+        caption="Output 0 has to mean both the digit 0 and T-shirt/top, and so on: the labels collide on purpose.",
+    )
 
 
 def norms(results: Results) -> Bars:
@@ -210,6 +218,25 @@ def sample_sizes(results: Results) -> list[Lines]:
     if "ewc" in results[0]["arms"]:
         kept += [level("MNIST, all samples", 0, 0), level("Fashion-MNIST, all samples", 1, 1)]
     return [
-        Lines("Error of the Fisher's diagonal", "samples behind it", "relative error |F - F(all)| / |F(all)|", [line("", 1, 1, 0)], x_log=True, y_log=True, marks=marks, id="fisher-error", caption="Falls like one over the root of the number of samples."),
-        Lines("What EWC keeps with it", "samples behind it", "test accuracy, %", kept, x_log=True, marks=marks, id="fisher-kept", caption="How many samples of the old task are worth measuring."),
+        Lines(
+            "Error of the Fisher's diagonal",
+            "samples behind it",
+            "relative error |F - F(all)| / |F(all)|",
+            [line("", 1, 1, 0)],
+            x_log=True,
+            y_log=True,
+            marks=marks,
+            id="fisher-error",
+            caption="Falls like one over the root of the number of samples.",
+        ),
+        Lines(
+            "What EWC keeps with it",
+            "samples behind it",
+            "test accuracy, %",
+            kept,
+            x_log=True,
+            marks=marks,
+            id="fisher-kept",
+            caption="How many samples of the old task are worth measuring.",
+        ),
     ]

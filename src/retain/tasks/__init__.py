@@ -10,7 +10,10 @@ from retain.tasks.sources import arrays, digits, fashion_mnist, mnist
 from retain.tasks.stream import Stream, sequence, split, union
 from retain.tasks.task import Task
 
+SOURCES = {"mnist": mnist, "fashion_mnist": fashion_mnist, "digits": digits, "arrays": arrays}
+
 __all__ = [
+    "SOURCES",
     "Batch",
     "Data",
     "LoaderData",

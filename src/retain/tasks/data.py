@@ -104,10 +104,11 @@ class LoaderData(Data):
 
     @property
     def size(self) -> int | None:
-        dataset = getattr(self.loader, "dataset", None)
-        if isinstance(self.loader, DataLoader) and self.loader.sampler is not None and not isinstance(dataset, torch.utils.data.IterableDataset):
-            count = len(self.loader.sampler) if hasattr(self.loader.sampler, "__len__") else None
-            return count
+        loader: Any = self.loader
+        dataset = getattr(loader, "dataset", None)
+        if isinstance(loader, DataLoader) and loader.sampler is not None and not isinstance(dataset, torch.utils.data.IterableDataset):
+            sampler: Any = loader.sampler
+            return len(sampler) if hasattr(sampler, "__len__") else None
         return None
 
     @property
@@ -162,7 +163,7 @@ class DatasetData(LoaderData):
 
     def __init__(self, dataset: Dataset[Any]) -> None:
         self.dataset: Any = dataset
-        if len(self.dataset) == 0:
+        if self.size == 0:
             raise InputError("data", "at least one sample", "an empty dataset")
         super().__init__([])
 

@@ -52,7 +52,9 @@ class Stream:
             if task.id in [other.id for other in tasks[:i]]:
                 raise InputError("id", "a different id for every task", repr(task.id), "Pass Task(..., id=...).")
             if self.scenario != "domain" and not task.classes:
-                raise InputError("classes", f"the classes of task '{task.id}', which the {self.scenario} scenario needs", "none", "Pass Task(..., classes=...).")
+                raise InputError(
+                    "classes", f"the classes of task '{task.id}', which the {self.scenario} scenario needs", "none", "Pass Task(..., classes=...)."
+                )
 
     def __len__(self) -> int:
         return len(self.tasks)

@@ -104,6 +104,13 @@ class Task:
     def hold_out(self, size: int, generator: torch.Generator) -> Task:
         """The task with ``size`` training samples, drawn at random, set aside as validation data.
 
+        Args:
+            size: How many.
+            generator: Draws them.
+
+        Returns:
+            A task with ``size`` fewer training samples.
+
         Raises:
             InputError: If the data are not tensors or there are too few of them.
         """

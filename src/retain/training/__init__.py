@@ -1,8 +1,8 @@
 """The visible loop, evaluation, checkpoints and devices; and :func:`attach` for loops of your own."""
 
-from retain.training.attach import Guard, attach
 from retain.training.checkpoints import load, save
 from retain.training.evaluation import Evaluation, evaluate
+from retain.training.guard import Guard, attach
 from retain.training.loop import learn, measure
 from retain.training.recorder import Recorder
 from retain.training.result import Result

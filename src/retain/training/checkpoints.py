@@ -35,7 +35,9 @@ def write_file(path: Path, content: bytes) -> None:
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise RetainError(f"{path} could not be written: {error.strerror or error}. Nothing that was there is lost; free some space or choose another folder.") from error
+        raise RetainError(
+            f"{path} could not be written: {error.strerror or error}. Nothing that was there is lost; free some space or choose another folder."
+        ) from error
 
 
 def write_tree(path: Path, tree: Mapping[str, Any]) -> None:
@@ -165,7 +167,12 @@ def load(folder: str | Path, model: nn.Module) -> tuple[dict[str, Any], Belief |
     for name in own.keys() | weights.keys():
         here, there = (tuple(found[name].shape) if name in found else None for found in (own, weights))
         if here != there:
-            raise InputError(f"'{name}'", f"shape {there} as stored in {path}" if there else "no such parameter, as none is stored", here or "no such parameter", "Build the model as it was saved.")
+            raise InputError(
+                f"'{name}'",
+                f"shape {there} as stored in {path}" if there else "no such parameter, as none is stored",
+                here or "no such parameter",
+                "Build the model as it was saved.",
+            )
     model.load_state_dict(weights)
     specification = source / "spec.json"
     spec: dict[str, Any] = json.loads(specification.read_text()) if specification.exists() else {}

@@ -15,6 +15,12 @@ Precision = Literal["float32", "float64", "bfloat16"]
 def choose_device(device: str | torch.device) -> torch.device:
     """The device meant by a name; ``auto`` is CUDA where there is one, else the CPU.
 
+    Args:
+        device: The name.
+
+    Returns:
+        The device, tried.
+
     Raises:
         InputError: If there is no such device here.
     """

@@ -39,6 +39,7 @@ def learn(
     batchnorm: BatchNormPolicy = "freeze",
     watch: Stream | Sequence[Any] | None = None,
     after: Result | None = None,
+    consolidate_last: bool = True,
     recorder: Recorder | None = None,
 ) -> Result:
     """Learn the tasks of a stream in order, and measure what is kept.
@@ -62,6 +63,7 @@ def learn(
         watch: The tasks to score; the stream's own by default.
         after: The result of learning the first tasks of this stream: they are not learned again, and its rows are kept. The
             model and the method must be those that came out of it (or the method has consolidated the model on their data).
+        consolidate_last: Let the method remember the last task too; ``False`` saves the time where nothing follows.
         recorder: Where events and points to continue from go.
 
     Returns:
@@ -150,9 +152,10 @@ def learn(
             if epoch + 1 < epochs:
                 recorder.save(lambda t=t, e=epoch + 1, o=steps: _state(result, model, method, keeper, t, e, o, done=False))  # type: ignore[misc]
         keeper.finished(t)
-        method.consolidate(model, task)
-        _score(result, model, method, watched, keeper, t, row=True)
         last = t + 1 == len(stream)
+        if consolidate_last or not last:
+            method.consolidate(model, task)
+        _score(result, model, method, watched, keeper, t, row=True)
         recorder.save(lambda t=t, last=last: _state(result, model, method, keeper, t + 1, 0, None, done=last), final=last)  # type: ignore[misc]
     return result
 
@@ -209,9 +212,7 @@ def _score(
     return scores, held_out
 
 
-def _state(
-    result: Result, model: nn.Module, method: Method, keeper: BatchNormKeeper, task: int, epoch: int, optimizer: Any, *, done: bool
-) -> dict[str, Any]:
+def _state(result: Result, model: nn.Module, method: Method, keeper: BatchNormKeeper, task: int, epoch: int, optimizer: Any, *, done: bool) -> dict[str, Any]:
     return {
         "task": task,
         "epoch": epoch,

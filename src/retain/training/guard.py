@@ -119,7 +119,9 @@ def attach(method: Method, model: nn.Module, optimizer: Optimizer, task: Any, *,
     plain = unwrap(model)
     trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
     if not any(id(p) in trained for p in named_parameters(plain).values()):
-        raise RetainError("optimizer: expected one that trains the model's parameters, found one that trains none of them. Make it after method.prepare(model).")
+        raise RetainError(
+            "optimizer: expected one that trains the model's parameters, found one that trains none of them. Make it after method.prepare(model)."
+        )
     if not isinstance(task, Task):
         task = Task(task, n=n, id="new")
     method.begin(plain, task)
