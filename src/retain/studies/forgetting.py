@@ -7,6 +7,7 @@ settings, defects included, as the preset ``paper``.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from functools import lru_cache
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch import nn
 from retain import metrics
 from retain.beliefs import Belief, strength_from_importance
 from retain.curvature import LabelRule, fisher
-from retain.errors import InputError
+from retain.errors import InputError, RetainError
 from retain.figures import Figure, Table
 from retain.methods import EWC, L2SP, Method, Plain
 from retain.methods.quadratic import Pull
@@ -107,8 +108,10 @@ class Forgetting(Study):
     }
 
     def stages(self, spec: ForgettingSpec) -> list[str]:
-        """First task, arms in order, then the trade-off and the sample sizes."""
-        grid = [f"ewc@{s:g}" for s in spec.strengths] + [f"l2sp@{t:g}" for t in spec.taus] + [f"fisher@{n}" for n in spec.sample_sizes]
+        """First task, arms in order, then the trade-off and the sample sizes; a point that an arm stands for is not run again."""
+        grid = [f"ewc@{s:g}" for s in spec.strengths if "ewc" not in spec.arms or spec.importance is not None or s != spec.strength]
+        grid += [f"l2sp@{t:g}" for t in spec.taus if "l2sp" not in spec.arms or t != spec.tau]
+        grid += [f"fisher@{n}" for n in spec.sample_sizes]
         return ["first", *spec.arms, *grid]
 
     def plan(self, spec: ForgettingSpec) -> Plan:
@@ -174,6 +177,7 @@ class Forgetting(Study):
 
         keeper.keep("first", model, belief(spec.fisher_samples) if "ewc" in spec.arms else None)
         arms: dict[str, Any] = {"first": _record(first)}
+        stages = self.stages(spec)
         for arm in spec.arms:
             if arm == "plain":
                 result = go_on(arm, Plain())
@@ -189,15 +193,16 @@ class Forgetting(Study):
             if {"plain", "ewc"} <= arms.keys() and arm in ("plain", "ewc"):
                 keeper.notice("verdict", text=f"Seed {seed}: {show.sentence([{'arms': arms}])}")
         tradeoff = {
-            "ewc": [[s, *_ends(ewc(f"ewc@{s:g}", strength=s))] for s in spec.strengths],
-            "l2sp": [[t, *_ends(l2sp(f"l2sp@{t:g}", t))] for t in spec.taus],
+            "ewc": [[s, *(_ends(_record(ewc(stage, strength=s)) if (stage := f"ewc@{s:g}") in stages else arms["ewc"]))] for s in spec.strengths],
+            "l2sp": [[t, *(_ends(_record(l2sp(stage, t)) if (stage := f"l2sp@{t:g}") in stages else arms["l2sp"]))] for t in spec.taus],
         }
         samples = []
         for count in spec.sample_sizes:
             if count <= old.n:
-                ends = _ends(ewc(f"fisher@{count}", samples=count))
+                ends = _ends(_record(ewc(f"fisher@{count}", samples=count)))
                 samples.append([count, _error(belief(count), belief(None)), *ends])
         return {
+            "notes": [note for note in (new.note or old.note,) if note],
             "arms": arms,
             "tradeoff": tradeoff,
             "samples": samples,
@@ -206,7 +211,7 @@ class Forgetting(Study):
 
     def summarise(self, spec: ForgettingSpec, results: list[dict[str, Any]]) -> Outcome:
         """The sentence, the table, and the figures of the report."""
-        notes = [task.note for task in _tasks(spec.embedded, spec.data) if task.note]
+        notes = list(dict.fromkeys(note for r in results for note in r["notes"]))
         if spec.preset == "paper":
             notes.append(
                 "Reported by the tutorial, one seed: 73.2 % of MNIST kept with EWC at 43.9 % on Fashion, 27.2 % without at 38.0 %. Its "
@@ -215,7 +220,9 @@ class Forgetting(Study):
         figures: list[Figure] = [show.curves(results, spec.epochs), show.matrices(results)]
         if any(results[0]["tradeoff"].values()):
             figures.append(show.tradeoff(results))
-        figures += [show.samples_of(list(_tasks(spec.embedded, spec.data))), show.norms(results)]
+        with contextlib.suppress(RetainError):  # a report can be made where the data are not
+            figures.append(show.samples_of(list(_tasks(spec.embedded, spec.data))))
+        figures.append(show.norms(results))
         if results[0]["samples"]:
             figures += show.sample_sizes(results)
         tables: list[Table] = [show.table(results), *show.choices(results, spec)]
@@ -272,9 +279,9 @@ def _record(result: Result) -> dict[str, Any]:
     return {**{key: getattr(result, key) for key in kept}, "method": repr(result.method)}
 
 
-def _ends(result: Result) -> list[float]:
+def _ends(record: dict[str, Any]) -> list[float]:
     """Old and new accuracy at the end, on test and on validation data."""
-    return [*result.rows[-1], *result.validation_rows[-1]]
+    return [*record["rows"][-1], *record["validation_rows"][-1]]
 
 
 def _error(estimate: Belief, full: Belief) -> float:
