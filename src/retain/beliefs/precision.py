@@ -35,7 +35,7 @@ class Diagonal:
 
     def quadratic(self, delta: Mapping[str, Tensor]) -> float:
         r""":math:`\delta^\top P \delta`, summed in float64; parameters that are not known count nothing."""
-        return sum(float((p.double() * delta[name].double().square()).sum()) for name, p in self.values.items())
+        return sum(float((p.double() * delta[name].detach().double().square()).sum()) for name, p in self.values.items())
 
     def product(self, delta: Mapping[str, Tensor]) -> dict[str, Tensor]:
         r""":math:`P \delta`, by parameter name."""

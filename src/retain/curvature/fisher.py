@@ -17,7 +17,7 @@ from retain.curvature.rules import RULES
 from retain.errors import InputError, RetainError, check_count, nearest
 from retain.likelihoods import Categorical, Gaussian, Likelihood, Tokens
 from retain.models.parameters import named_parameters, unwrap
-from retain.seeds import generator
+from retain.seeds import generator, seeded
 from retain.tasks.batch import Batch, apply
 from retain.tasks.data import TensorData
 from retain.tasks.task import Task
@@ -112,7 +112,7 @@ def fisher(
     fast = _with_rules(model, parameters)
     covered: set[str] = set()
     seen, checked = 0.0, False
-    with _evaluation(model), Capture(fast) as capture:
+    with _evaluation(model), seeded(seed, "order"), Capture(fast) as capture:
         for batch in _chosen(task.to(device), samples, batch_size, replacement, generator(seed, "samples")):
             with torch.enable_grad():
                 capture.clear()
@@ -242,6 +242,7 @@ def _at_outputs(outputs: Tensor, layers: list[Tensor], vectors: Tensor) -> list[
     ]
 
 
+@torch.no_grad()  # the transforms differentiate all the same; no graph outlives them
 def _slow(model: nn.Module, parameters: dict[str, nn.Parameter], batch: Batch, vectors: Tensor) -> dict[str, Tensor]:
     """Sums of squared per-sample gradients by ``vmap``; squares are summed within chunks, so memory stays bounded."""
     free = {name: p.detach() for name, p in parameters.items()}

@@ -39,7 +39,7 @@ class EWC(Quadratic):
     Example:
         >>> from retain import learn, methods, models, tasks
         >>> stream = tasks.split(tasks.digits(), 2, scenario="task")
-        >>> result = learn(models.MLP(64, 32, 10, seed=0), stream, methods.EWC(strength=10), epochs=20, seed=0)
+        >>> result = learn(models.MLP(64, 32, 10, seed=0), stream, methods.EWC(10), epochs=20, optimizer="momentum", lr=0.05)
         >>> bool(result.accuracy[2, 0] > 0.9)
         True
     """

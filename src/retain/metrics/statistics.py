@@ -36,8 +36,8 @@ def estimate(values: Iterable[float]) -> Estimate:
         InputError: If there are no values.
 
     Example:
-        >>> estimate([1.0, 2.0, 3.0])
-        Estimate(mean=2.0, error=0.5773502691896258, seeds=3)
+        >>> estimate([1.0, 3.0])
+        Estimate(mean=2.0, error=1.0, seeds=2)
     """
     numbers = [float(value) for value in values]
     if not numbers:

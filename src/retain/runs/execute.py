@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ def execute(
     fresh: bool = False,
     force: bool = False,
     listener: Listener | None = None,
-    every: float = 2.0,
+    every: float | None = None,
 ) -> Run:
     """Run the seeds of a spec that have no result yet.
 
@@ -34,7 +35,7 @@ def execute(
         fresh: Remove what is there and start anew.
         force: Go on under another version of torch, without the promise of equal bits.
         listener: Told of every event.
-        every: Least seconds between two checkpoints of an arm.
+        every: Least seconds between two checkpoints of an arm; by default RETAIN_CHECKPOINT_SECONDS, or 2.
 
     Returns:
         The run, finished.
@@ -46,7 +47,7 @@ def execute(
     import torch
 
     path = at or out / study.name / spec.fingerprint(study)
-    run = Run(path, listener, every)
+    run = Run(path, listener, float(os.environ.get("RETAIN_CHECKPOINT_SECONDS", 2)) if every is None else every)
     content = {"study": study.name, "version": study.version, "settings": spec.model_dump(mode="json")}
     if fresh and run.exists:
         shutil.rmtree(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -34,7 +35,8 @@ def write_file(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise RetainError(
             f"{path} could not be written: {error.strerror or error}. Nothing that was there is lost; free some space or choose another folder."
         ) from error
@@ -67,7 +69,8 @@ def write_tree(path: Path, tree: Mapping[str, Any]) -> None:
         raise InputError(f"state at {where}", "tensors, numbers, strings, dicts and lists", type(value).__name__)
 
     skeleton = describe(tree, "")
-    write_file(path, to_bytes(tensors, metadata={"schema": str(SCHEMA), "tree": json.dumps(skeleton)}))
+    # one entry: safetensors writes several in no fixed order, and equal states are to be equal files
+    write_file(path, to_bytes(tensors, metadata={"retain": json.dumps({"schema": SCHEMA, "tree": skeleton})}))
 
 
 def read_tree(path: Path) -> dict[str, Any]:
@@ -84,13 +87,13 @@ def read_tree(path: Path) -> dict[str, Any]:
     """
     try:
         with safe_open(path, "pt") as file:
-            header = file.metadata() or {}
+            header = json.loads((file.metadata() or {}).get("retain", "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError as error:
         raise InputError("file", f"a stored file {path}", "nothing there") from error
     except (SafetensorError, OSError) as error:
         raise InputError("file", f"a safetensors file at {path}", f"something else ({error})") from error
-    if header.get("schema") != str(SCHEMA):
+    if header.get("schema") != SCHEMA:
         raise InputError("schema", f"{SCHEMA} in {path}", header.get("schema", "none"), "It was written by another version of retain.")
 
     def build(value: Any) -> Any:
@@ -102,7 +105,7 @@ def read_tree(path: Path) -> dict[str, Any]:
             return [build(entry) for entry in value]
         return value
 
-    tree: dict[str, Any] = build(json.loads(header["tree"]))
+    tree: dict[str, Any] = build(header["tree"])
     return tree
 
 
@@ -134,7 +137,7 @@ def save(folder: str | Path, model: nn.Module, belief: Belief | None = None, spe
     """
     target = Path(folder)
     weights = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in model.state_dict().items()}
-    write_file(target / "model.safetensors", to_bytes(weights, metadata={"schema": str(SCHEMA)}))
+    write_file(target / "model.safetensors", to_bytes(weights))
     if belief is not None:
         write_tree(target / "belief.safetensors", belief.state_dict())
     write_file(target / "spec.json", json.dumps({"schema": SCHEMA, **(spec or {})}, indent=2).encode())

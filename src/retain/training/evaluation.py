@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from retain.methods.base import Method
+from retain.seeds import seeded
 from retain.tasks.batch import apply
 from retain.tasks.task import Task
 
@@ -49,7 +50,7 @@ def evaluate(model: nn.Module, task: Task, method: Method | None = None, *, part
     model.eval()
     tally = nll = units = None
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), seeded(0, "evaluation"):
             for batch in task.batches(batch_size, part=part):
                 outputs = apply(model, batch) if method is None else method.predict(model, batch)
                 if tally is None:

@@ -55,7 +55,8 @@ class Guard:
             handle.remove()
 
     def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if (args[0] if args else kwargs.get("closure")) is not None:
+        given = [value for value in args if value is not optimizer]  # torch hands the optimiser itself along
+        if (given[0] if given else kwargs.get("closure")) is not None:
             raise RetainError(
                 "optimizer.step(closure): expected a step without a closure, found one. The closure recomputes the gradients after "
                 "the pull was added. Call backward() yourself, then step()."

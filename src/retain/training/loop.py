@@ -154,7 +154,8 @@ def learn(
         keeper.finished(t)
         last = t + 1 == len(stream)
         if consolidate_last or not last:
-            method.consolidate(model, task)
+            with seeded(seed, "remember", t):
+                method.consolidate(model, task)
         _score(result, model, method, watched, keeper, t, row=True)
         recorder.save(lambda t=t, last=last: _state(result, model, method, keeper, t + 1, 0, None, done=last), final=last)  # type: ignore[misc]
     return result

@@ -1,0 +1,158 @@
+"""One contract for all methods: a new method adds a row to CASES."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import retain
+from retain import methods, models, tasks
+from retain.methods import METHODS
+from retain.training.checkpoints import read_tree, write_tree
+
+CASES = {
+    "plain": (lambda: methods.Plain(), None),
+    "ewc": (lambda: methods.EWC(strength=5.0), lambda: methods.EWC(strength=0.0)),
+    "ewc-separate": (lambda: methods.EWC(strength=5.0, centres="separate"), lambda: methods.EWC(0.0, centres="separate")),
+    "ewc-proximal": (lambda: methods.EWC(strength=5.0, pull="proximal"), lambda: methods.EWC(0.0, pull="proximal")),
+    "ewc-sampled": (lambda: methods.EWC(5.0, "sampled", 30, draws=2), lambda: methods.EWC(0.0, "sampled", 30)),
+    "l2sp": (lambda: methods.L2SP(tau=0.1), lambda: methods.L2SP(strength=0.0)),
+    "l2sp-proximal": (lambda: methods.L2SP(tau=0.1, pull="proximal"), lambda: methods.L2SP(0.0, pull="proximal")),
+}
+# mean accuracy at the end and squared distance between the weights after the first and the last task
+GOLDEN = {
+    "plain": (0.7667, 0.01498),
+    "ewc": (0.7750, 0.01085),
+    "ewc-separate": (0.7750, 0.01085),
+    "ewc-proximal": (0.7667, 0.00817),
+    "ewc-sampled": (0.7917, 0.01106),
+    "l2sp": (0.7667, 0.00352),
+    "l2sp-proximal": (0.7583, 0.00120),
+}
+
+
+@pytest.fixture(params=CASES)
+def case(request):
+    return request.param
+
+
+def learn(method, blobs, net, **options):
+    stream = tasks.sequence(blobs(1), blobs(2))
+    return retain.learn(net(), stream, method, **{"epochs": 4, "batch_size": 16, "lr": 0.02, "seed": 0, **options})
+
+
+def weights(result):
+    return torch.cat([p.detach().flatten() for p in result.model.parameters()])
+
+
+def test_every_method_has_a_case():
+    assert {CASES[name][0]().name for name in CASES} == set(METHODS)
+    for name, method in METHODS.items():
+        assert method.name == name and method.summary and method.__doc__
+
+
+def test_learns_and_repeats_bit_for_bit(case, blobs, net):
+    make = CASES[case][0]
+    first, second = learn(make(), blobs, net), learn(make(), blobs, net)
+    assert first.accuracy.shape == (3, 2)
+    assert first.accuracy[1, 0] > 0.8
+    assert torch.equal(weights(first), weights(second)) and first.rows == second.rows
+
+
+def test_strength_zero_is_fine_tuning(case, blobs, net):
+    weak = CASES[case][1]
+    if weak is None:
+        return
+    assert torch.equal(weights(learn(weak(), blobs, net)), weights(learn(None, blobs, net)))
+
+
+def test_one_task_is_plain_training(case, blobs, net):
+    one = retain.learn(net(), [blobs(1)], CASES[case][0](), epochs=2, seed=0)
+    plain = retain.learn(net(), [blobs(1)], None, epochs=2, seed=0)
+    assert torch.equal(weights(one), weights(plain))
+
+
+def test_keeps_more_than_fine_tuning(case, blobs, net):
+    if case == "plain":
+        return
+    kept, lost = learn(CASES[case][0](), blobs, net), learn(None, blobs, net)
+    assert kept.accuracy[2, 0] > lost.accuracy[2, 0]
+
+
+def test_state_survives_a_file_and_goes_on_alike(case, blobs, net, tmp_path):
+    make = CASES[case][0]
+    old, new = blobs(1), blobs(2)
+    model, method = net(), make()
+    method.consolidate(model, old)
+    write_tree(tmp_path / "state.safetensors", method.state_dict())
+    ends = []
+    for one in (method, make()):
+        again = models.copy(model)
+        if one is not method:
+            one.load_state_dict(read_tree(tmp_path / "state.safetensors"), again)
+        guard_optimizer = torch.optim.SGD(again.parameters(), lr=0.05)
+        guard = retain.attach(one, again, guard_optimizer, new)
+        for batch in new.batches(16):
+            guard_optimizer.zero_grad()
+            outputs = again(batch.inputs)
+            (F.cross_entropy(outputs, batch.targets) + guard.penalty(batch, outputs)).backward()
+            guard_optimizer.step()
+        ends.append(torch.cat([p.detach().flatten() for p in again.parameters()]))
+    assert torch.equal(*ends)
+
+
+def test_consolidate_leaves_the_model_as_it_was(case, blobs, net):
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3))
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    CASES[case][0]().consolidate(model, blobs(1))
+    assert model.training and all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_order_of_the_data_does_not_depend_on_the_method(case, blobs, net):
+    seen = {}
+    for name, make in (("plain", methods.Plain), (case, CASES[case][0])):
+        order = []
+
+        class Spy(nn.Module):
+            def __init__(self, inner, order=order):
+                super().__init__()
+                self.inner, self.order = inner, order
+
+            def forward(self, x):
+                if self.training:
+                    self.order.append(float(x.sum()))
+                return self.inner(x)
+
+        retain.learn(Spy(net()), tasks.sequence(blobs(1), blobs(2)), make(), epochs=2, batch_size=16, seed=3)
+        seen[name] = order
+    assert seen["plain"] == seen[case]
+
+
+def test_works_before_anything_was_learned(case, blobs, net):
+    model, method = net(), CASES[case][0]()
+    optimizer = torch.optim.Adam(model.parameters())
+    guard = retain.attach(method, model, optimizer, blobs(1))
+    F.cross_entropy(model(torch.randn(4, 4)), torch.zeros(4).long()).backward()
+    before = [p.grad.clone() for p in model.parameters()]
+    optimizer.step()
+    assert all(torch.equal(a, p.grad) for a, p in zip(before, model.parameters(), strict=True))
+    guard.consolidate()
+
+
+def test_repr_names_the_settings(case):
+    method = CASES[case][0]()
+    assert str(method) == method.name
+    assert all(f"{key}=" in repr(method) for key in method.settings())
+
+
+def test_golden(case, blobs, net):
+    model = net()
+    stream = tasks.sequence(blobs(1), blobs(2))
+    first = retain.learn(model, stream[:1], watch=stream, epochs=4, batch_size=16, lr=0.02, optimizer="momentum")
+    start = torch.cat([p.detach().clone().flatten() for p in model.parameters()])
+    method = CASES[case][0]()
+    method.consolidate(model, stream[0])
+    result = retain.learn(model, stream, method, after=first, epochs=4, batch_size=16, lr=0.02, optimizer="momentum")
+    found = (result.average_accuracy, float((weights(result) - start).square().mean()))
+    assert found == pytest.approx(GOLDEN[case], abs=1e-4)

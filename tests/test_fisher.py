@@ -1,0 +1,224 @@
+"""The Fisher's diagonal against a per-sample loop in float64."""
+
+import pytest
+import torch
+from conftest import fisher_by_loop
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import retain
+from retain.curvature import fisher
+from retain.errors import InputError, RetainError
+from retain.likelihoods import Bernoulli, Categorical, Gaussian
+from retain.tasks import Task
+
+RULES = ("exact", "empirical", "predicted")
+
+
+def assert_same(found, expected, tolerance=1e-12):
+    assert set(found) == set(expected)
+    for name in expected:
+        assert torch.allclose(found[name], expected[name], rtol=1e-9, atol=tolerance), name
+
+
+class Tied(nn.Module):
+    """Shared weights, a layer used twice, a layer without a rule, a layer never used, a bare parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.unused = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(2, 2)
+        self.b.weight = self.a.weight
+        self.norm, self.head, self.scale = nn.LayerNorm(6), nn.Linear(6, 3, bias=False), nn.Parameter(torch.ones(3))
+
+    def forward(self, x):
+        x = self.a(self.b(x).relu())
+        return self.scale * self.head(self.norm(self.a(x)))
+
+
+MODELS = {
+    "mlp": (lambda: nn.Sequential(nn.Linear(6, 5), nn.ReLU(inplace=True), nn.Linear(5, 3)), (6,), ()),
+    "tied": (Tied, (6,), ("a.weight", "b.bias", "norm.weight", "scale", "unused.weight")),
+    "sequence": (lambda: nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Flatten(), nn.Linear(20, 3)), (4, 6), ()),
+    "conv": (
+        lambda: nn.Sequential(
+            nn.Conv2d(2, 4, 3, groups=2, stride=2, padding=1, padding_mode="reflect"),
+            nn.BatchNorm2d(4),
+            nn.ReLU(),
+            nn.Conv2d(4, 3, 3, padding="same", dilation=2, bias=False),
+            nn.ReLU(inplace=True),
+            nn.Flatten(),
+            nn.Linear(27, 3),
+        ),
+        (2, 6, 6),
+        ("1.weight", "1.bias"),
+    ),
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("name", MODELS)
+def test_equals_the_loop(name, rule):
+    build, shape, slow = MODELS[name]
+    model, x, y = build().double(), torch.randn(7, *shape).double(), torch.randint(3, (7,))
+    found = fisher(model, (x, y), rule, batch_size=3)
+    assert_same(found, fisher_by_loop(model, x, y, Categorical(), rule))
+    assert set(slow) <= set(found.slow) and (slow or not found.slow)
+    assert found.n == 7
+
+
+@given(
+    channels=st.sampled_from([1, 2, 4]),
+    groups=st.sampled_from([1, 2]),
+    kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    stride=st.integers(1, 3),
+    padding=st.integers(0, 2),
+    dilation=st.integers(1, 2),
+    mode=st.sampled_from(["zeros", "reflect", "circular", "replicate"]),
+    bias=st.booleans(),
+)
+@settings(max_examples=40, deadline=None)
+def test_convolutions_of_every_kind(channels, groups, kernel, stride, padding, dilation, mode, bias):
+    torch.manual_seed(1)
+    conv = nn.Conv2d(2 * channels, 2 * groups, kernel, stride, padding, dilation, groups=groups, padding_mode=mode, bias=bias)
+    x = torch.randn(3, 2 * channels, 7, 8).double()
+    width = conv.double()(x).flatten(1).shape[1]
+    model = nn.Sequential(conv, nn.Tanh(), nn.Flatten(), nn.Linear(width, 2)).double()
+    y = torch.tensor([0, 1, 1])
+    found = fisher(model, (x, y))
+    assert not found.slow
+    assert_same(found, fisher_by_loop(model, x, y, Categorical(), "exact"))
+
+
+@given(widths=st.lists(st.integers(1, 6), min_size=2, max_size=4), n=st.integers(1, 9), batch=st.integers(1, 5), rule=st.sampled_from(RULES))
+@settings(max_examples=40, deadline=None)
+def test_linear_layers_of_every_width(widths, n, batch, rule):
+    torch.manual_seed(2)
+    layers = [layer for a, b in zip(widths, [*widths[1:], 3], strict=True) for layer in (nn.Linear(a, b), nn.Tanh())]
+    model, x, y = nn.Sequential(*layers[:-1]).double(), torch.randn(n, widths[0]).double(), torch.randint(3, (n,))
+    assert_same(fisher(model, (x, y), rule, batch_size=batch), fisher_by_loop(model, x, y, Categorical(), rule))
+
+
+def test_gaussian_and_bernoulli():
+    model, x = nn.Linear(3, 2).double(), torch.randn(6, 3).double()
+    y = torch.randn(6, 2).double()
+    assert_same(fisher(model, (x, y), likelihood=Gaussian(0.5)), fisher_by_loop(model, x, y, Gaussian(0.5), "exact"))
+    assert_same(fisher(model, (x, y), "empirical", likelihood=Gaussian(0.5)), fisher_by_loop(model, x, y, Gaussian(0.5), "empirical"))
+    z = (y > 0).double()
+    p = model(x).sigmoid()
+    expected = (p * (1 - p)).T @ x.square() / 6
+    assert torch.allclose(fisher(model, (x, z), likelihood=Bernoulli())["weight"], expected)
+
+
+def test_sampled_labels_are_unbiased_and_draws_average():
+    model, x = nn.Linear(4, 3).double(), torch.randn(5, 4).double()
+    y = torch.zeros(5).long()
+    exact = fisher(model, (x, y))["weight"]
+    few, many = (fisher(model, (x, y), "sampled", draws=draws)["weight"] for draws in (1, 4000))
+    assert torch.allclose(many, exact, rtol=0.15, atol=0.01)
+    assert (few - exact).norm() > 5 * (many - exact).norm()
+    assert torch.equal(few, fisher(model, (x, y), "sampled", seed=0)["weight"])
+    assert not torch.equal(few, fisher(model, (x, y), "sampled", seed=1)["weight"])
+
+
+def test_samples_are_drawn_at_random_and_with_replacement_if_asked():
+    x = torch.arange(1.0, 101)[:, None]
+    model = nn.Linear(1, 1, bias=False)
+    likelihood = Gaussian()
+
+    def mean_square(**options):
+        return float(fisher(model, (x, x), likelihood=likelihood, **options)["weight"])
+
+    full = mean_square()
+    assert full == pytest.approx(float(x.square().mean()))
+    part = mean_square(samples=50, seed=3)
+    assert part == mean_square(samples=50, seed=3) != mean_square(samples=50, seed=4)
+    assert mean_square(samples=100) == pytest.approx(full)  # all, in another order
+    assert mean_square(samples=100, replacement=True) != pytest.approx(full)
+    loader = DataLoader(TensorDataset(x, x), batch_size=8)
+    assert float(fisher(model, loader, likelihood=likelihood, samples=20)["weight"]) == pytest.approx(float(x[:20].square().mean()))
+    with pytest.raises(InputError, match="at most the 100 samples"):
+        mean_square(samples=101)
+
+
+def test_model_is_left_as_it_was():
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(), nn.Linear(4, 2))
+    model[2].eval()
+    modes = [m.training for m in model.modules()]
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    model[0].weight.grad = torch.ones(4, 4)
+    x, y = torch.randn(8, 4), torch.zeros(8).long()
+    first = fisher(model, (x, y))
+    assert [m.training for m in model.modules()] == modes
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    assert torch.equal(model[0].weight.grad, torch.ones(4, 4)) and model[3].weight.grad is None
+    assert all(torch.equal(first[k], v) for k, v in fisher(model, (x, y)).items())  # no dropout in it
+    assert all(not m._forward_hooks for m in model.modules())
+
+
+def test_hidden_units_may_be_permuted():
+    model, x, y = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2)).double(), torch.randn(6, 3).double(), torch.randint(2, (6,))
+    found = fisher(model, (x, y))
+    order = torch.randperm(5)
+    with torch.no_grad():
+        model[0].weight.copy_(model[0].weight[order].clone())
+        model[0].bias.copy_(model[0].bias[order].clone())
+        model[2].weight.copy_(model[2].weight[:, order].clone())
+    permuted = fisher(model, (x, y))
+    assert torch.allclose(permuted["0.weight"], found["0.weight"][order])
+    assert torch.allclose(permuted["2.weight"], found["2.weight"][:, order])
+
+
+def test_masked_outputs_are_left_out():
+    x, y = torch.randn(6, 3).double(), torch.tensor([0, 1] * 3)
+    wide, narrow = nn.Linear(3, 4).double(), nn.Linear(3, 2).double()
+    with torch.no_grad():
+        narrow.weight.copy_(wide.weight[:2])
+        narrow.bias.copy_(wide.bias[:2])
+    found = fisher(wide, Task((x, y), active=(0, 1)))
+    assert torch.allclose(found["weight"][:2], fisher(narrow, (x, y))["weight"])
+    assert (found["weight"][2:] == 0).all()
+
+
+def test_frozen_layers_are_left_out_and_batches_do_not_matter():
+    model, x, y = MODELS["mlp"][0](), torch.randn(20, 6), torch.randint(3, (20,))
+    model[0].requires_grad_(False)
+    found = fisher(model, (x, y), batch_size=7)
+    assert list(found) == ["2.weight", "2.bias"]
+    whole = fisher(model, (x, y))
+    assert all(torch.allclose(found[k], whole[k]) for k in found)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda m, d: fisher(m, d, "exakt"), "Did you mean 'exact'"),
+        (lambda m, d: fisher(m, d, structure="full"), "diagonal"),
+        (lambda m, d: fisher(m, (d[0], d[1].float()[:, None]), "predicted", likelihood=Gaussian()), "every gradient is 0"),
+        (lambda m, d: fisher(m, (d[0], d[1] + 5)), "labels from 0 to 1"),
+        (lambda m, d: fisher(nn.Linear(3, 101), d), "sampled"),
+        (lambda m, d: fisher(m, d, samples=0), "at least 1"),
+    ],
+)
+def test_bad_input(call, words):
+    with pytest.raises(InputError, match=words):
+        call(nn.Linear(3, 2), (torch.randn(4, 3), torch.tensor([0, 1, 0, 1])))
+
+
+def test_no_parameters_and_broken_weights():
+    data = (torch.randn(4, 2), torch.tensor([0, 1, 0, 1]))
+    with pytest.raises(RetainError, match="trainable parameters"):
+        fisher(nn.Identity(), data)
+    model = nn.Linear(2, 2)
+    model.weight.data.fill_(float("nan"))
+    with pytest.raises(InputError, match="'weight'"):
+        fisher(model, data)
+
+
+def test_golden_values():
+    """Changes with the definition, not with the implementation."""
+    model = retain.models.MLP(64, 16, 10, seed=0)
+    found = {rule: fisher(model, retain.tasks.digits(), rule, samples=200, seed=0) for rule in ("exact", "sampled", "empirical", "predicted")}
+    traces = {rule: round(sum(float(v.double().sum()) for v in f.values()), 4) for rule, f in found.items()}
+    assert traces == pytest.approx({"exact": 5.1711, "sampled": 5.1598, "empirical": 5.3289, "predicted": 5.3365}, rel=1e-3)

@@ -1,0 +1,61 @@
+"""Metrics of the accuracy matrix, and means over seeds."""
+
+import math
+import statistics
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from retain import metrics
+from retain.errors import InputError
+
+ALL = (metrics.average_accuracy, metrics.learning_accuracy, metrics.backward_transfer, metrics.forgetting, metrics.forward_transfer)
+matrices = st.integers(2, 5).flatmap(lambda t: hnp.arrays(float, (t + 1, t), elements=st.floats(0, 1)))
+
+
+@given(matrices)
+def test_definitions_by_hand(R):
+    T = R.shape[1]
+    assert metrics.average_accuracy(R) == pytest.approx(sum(R[T, j] for j in range(T)) / T)
+    assert metrics.learning_accuracy(R) == pytest.approx(sum(R[j + 1, j] for j in range(T)) / T)
+    assert metrics.backward_transfer(R) == pytest.approx(sum(R[T, j] - R[j + 1, j] for j in range(T - 1)) / (T - 1))
+    best = [max(R[i, j] for i in range(j + 1, T)) for j in range(T - 1)]
+    assert metrics.forgetting(R) == pytest.approx(sum(b - R[T, j] for j, b in enumerate(best)) / (T - 1))
+    assert metrics.forward_transfer(R) == pytest.approx(sum(R[j, j] - R[0, j] for j in range(1, T)) / (T - 1))
+
+
+@given(matrices, st.floats(0.1, 100))
+def test_units_carry_through(R, unit):
+    for metric in ALL:
+        assert metric(unit * R) == pytest.approx(unit * metric(R), abs=1e-9)
+
+
+def test_one_task_has_no_transfer():
+    R = [[0.1], [0.9]]
+    assert metrics.average_accuracy(R) == metrics.learning_accuracy(R) == 0.9
+    assert all(math.isnan(metric(R)) for metric in ALL[2:])
+
+
+@pytest.mark.parametrize("R", [[[0.1]], [0.1, 0.2], [[0.1, 0.2]], np.zeros((3, 3)), []])
+def test_other_shapes_are_refused(R):
+    for metric in ALL:
+        with pytest.raises(InputError, match="row 0 before any learning"):
+            metric(R)
+
+
+@given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=9))
+def test_standard_error(values):
+    found = metrics.estimate(values)
+    assert found.mean == pytest.approx(statistics.fmean(values))
+    assert found.error == pytest.approx(statistics.stdev(values) / math.sqrt(len(values)), abs=1e-9)
+
+
+def test_one_seed_has_no_error():
+    found = metrics.estimate([0.5])
+    assert math.isnan(found.error) and found.percent() == "50.0"
+    assert metrics.estimate([0.4, 0.6]).percent() == "50.0 ± 10.0"
+    with pytest.raises(InputError):
+        metrics.estimate([])

@@ -1,0 +1,381 @@
+"""The loop, its results, and the guard for other people's loops."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+import retain
+from retain import methods, models, tasks
+from retain.errors import InputError, RetainError
+from retain.likelihoods import Bernoulli, Gaussian, Tokens
+from retain.models import unwrap
+from retain.tasks import Task
+from retain.training import evaluate, measure
+
+
+def flat(model):
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def test_equals_a_loop_written_by_hand(blobs, net):
+    """Plain SGD over the same order gives the same bits."""
+    from retain.seeds import generator
+
+    task = blobs(1)
+    ours = net()
+    retain.learn(ours, [task], epochs=3, batch_size=16, optimizer="sgd", lr=0.1, seed=5)
+    theirs = net()
+    optimizer = torch.optim.SGD(theirs.parameters(), lr=0.1, fused=True)
+    for epoch in range(3):
+        for rows in torch.randperm(60, generator=generator(5, "order", 0, epoch)).split(16):
+            optimizer.zero_grad()
+            F.cross_entropy(theirs(task.data.inputs[rows]), task.data.targets[rows]).backward()
+            optimizer.step()
+    assert torch.equal(flat(ours), flat(theirs))
+
+
+def test_matrix_curves_and_metrics(blobs, net):
+    stream = tasks.sequence(blobs(1), blobs(2), blobs(3))
+    result = retain.learn(net(), stream, epochs=2, lr=0.02)
+    R = result.accuracy
+    assert R.shape == (4, 3) == result.nll.shape and len(result.history) == 6
+    assert [entry["task"] for entry in result.history] == [t for t in result.tasks for _ in range(2)]
+    assert R[1].tolist() == list(result.history[1]["accuracy"].values())
+    assert result.average_accuracy == pytest.approx(R[3].mean())
+    assert result.backward_transfer == pytest.approx(np.mean([R[3, 0] - R[1, 0], R[3, 1] - R[2, 1]]))
+    assert result.forgetting == pytest.approx(np.mean([R[1:3, 0].max() - R[3, 0], R[2, 1] - R[3, 1]]))
+    assert result.forward_transfer == pytest.approx(np.mean([R[1, 1] - R[0, 1], R[2, 2] - R[0, 2]]))
+    assert evaluate(result.model, stream[2]).score == R[3, 2]
+    assert len(result.plot().axes[0].lines) == 3
+    assert "after blobs-2" in str(result) and "<table>" in result._repr_html_()
+
+
+def test_going_on_after_a_result_is_learning_at_once(blobs, net):
+    stream = tasks.sequence(blobs(1), blobs(2))
+    whole = retain.learn(net(), stream, methods.EWC(3.0), epochs=2, seed=1)
+    model = net()
+    first = retain.learn(model, stream[:1], watch=stream, epochs=2, seed=1)
+    method = methods.EWC(3.0)
+    method.consolidate(model, stream[0])
+    second = retain.learn(model, stream, method, after=first, epochs=2, seed=1)
+    assert torch.equal(flat(whole.model), flat(second.model)) and whole.rows == second.rows
+    assert len(first.rows) == 2  # the first result is left as it was
+    with pytest.raises(InputError, match="after"):
+        retain.learn(model, stream, after=second)
+
+
+def test_a_model_from_elsewhere_is_measured(blobs, net):
+    stream = tasks.sequence(blobs(1), blobs(2))
+    model = net()
+    retain.learn(model, stream[:1], epochs=2)
+    found = measure(model, stream)
+    assert np.isnan(found.accuracy[0]).all() and found.accuracy[1, 0] == evaluate(model, stream[0]).score
+    assert retain.learn(model, stream, after=found).accuracy.shape == (3, 2)
+    with pytest.raises(InputError, match="between 1 and 2"):
+        measure(model, stream, learned=3)
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "targets", "outputs", "score"),
+    [
+        (Gaussian(0.1), lambda x: x[:, :1] * 2 - x[:, 1:2], 1, 0.95),
+        (Bernoulli(), lambda x: (x[:, :2] > 0).float(), 2, 0.9),
+    ],
+)
+def test_other_likelihoods_learn_and_keep(likelihood, targets, outputs, score):
+    def task(seed, sign):
+        x = torch.randn(200, 3, generator=torch.Generator().manual_seed(seed))
+        return Task((x, targets(sign * x)), test=(x, targets(sign * x)), likelihood=likelihood, id=str(seed))
+
+    stream = tasks.sequence(task(0, 1), task(1, -1))
+    plain = retain.learn(nn.Linear(3, outputs), stream, epochs=30, lr=0.05)
+    kept = retain.learn(nn.Linear(3, outputs), stream, methods.EWC(50), epochs=30, lr=0.05)
+    assert plain.accuracy[1, 0] > score and plain.accuracy[2, 1] > score
+    assert kept.accuracy[2, 0] > plain.accuracy[2, 0]
+    assert plain.score_name in ("R2", "accuracy")
+
+
+def test_sequences_of_tokens():
+    x = torch.randint(5, (40, 6))
+    y = ((x + 1) % 5).masked_fill(torch.rand(40, 6) < 0.2, -100)
+    task = Task((x, y), test=(x, y), likelihood=Tokens(), id="next")
+    model = nn.Sequential(nn.Embedding(5, 8), nn.Linear(8, 5))
+    method = methods.EWC(labels="sampled")
+    result = retain.learn(model, [task], method, epochs=30, lr=0.1, batch_size=8)
+    assert result.accuracy[1, 0] > 0.95
+    assert method.belief.n == int((y != -100).sum())
+    assert set(method.belief.precision.values) == {"0.weight", "1.weight", "1.bias"}
+
+
+def test_loaders_dicts_and_datasets(blobs, net):
+    task = blobs(1)
+    x, y = task.data.inputs, task.data.targets
+    loader = DataLoader(TensorDataset(x, y), batch_size=16, shuffle=True)
+
+    def run(data):
+        return retain.learn(net(), [Task(data, test=(x, y), id="t"), Task(data, test=(x, y), id="u")], methods.EWC(), epochs=2, seed=4)
+
+    one, two = run(loader), run(loader)
+    assert torch.equal(flat(one.model), flat(two.model))  # a loader that shuffles repeats, too
+    state = torch.get_rng_state()
+    run(loader)
+    assert torch.equal(state, torch.get_rng_state())  # and the person's generator is left alone
+    named = [{"input": a, "labels": b} for a, b in DataLoader(TensorDataset(x, y), batch_size=16)]
+
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net()
+
+        def forward(self, input):
+            return {"logits": self.net(input)}
+
+    result = retain.learn(Named(), [Task(named, test=named, n=60)], methods.EWC(), epochs=2)
+    assert result.accuracy.shape == (2, 1)
+
+
+def test_scenarios_change_what_is_asked():
+    digits = tasks.digits()
+    ends = {}
+    for scenario in ("task", "class"):
+        result = retain.learn(models.MLP(64, 32, 10, seed=0), tasks.split(digits, 5, scenario=scenario), epochs=10, seed=0)
+        ends[scenario] = result.accuracy[-1]
+    assert ends["task"].mean() > 0.85  # its identity is given, so little is forgotten
+    assert ends["class"][0] < 0.2 and ends["class"][-1] > 0.8  # only the last task's classes are answered
+
+
+class WithNorm(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+@pytest.mark.parametrize("policy", ["freeze", "track", "per-task"])
+def test_batchnorm_policies(blobs, policy):
+    torch.manual_seed(0)
+    stream = tasks.sequence(blobs(1), blobs(2))
+    model = WithNorm()
+    first = retain.learn(model, stream[:1], watch=stream, epochs=2, batchnorm=policy)
+    before = model.layers[1].running_mean.clone()
+    whole = WithNorm()
+    whole.load_state_dict(WithNorm().state_dict())
+    result = retain.learn(model, stream, after=first, epochs=2, batchnorm=policy)
+    moved = not torch.equal(model.layers[1].running_mean, before)
+    assert moved == (policy != "freeze")
+    assert model.layers[1].weight.grad is not None  # its weights learn under every policy
+    assert result.accuracy.shape == (3, 2)
+
+
+def test_batchnorm_per_task_answers_with_the_tasks_own_statistics(blobs):
+    torch.manual_seed(0)
+    a, b = blobs(1), blobs(2)
+    b = Task((b.data.inputs * 5 + 20, b.data.targets), test=(b.test.inputs * 5 + 20, b.test.targets), id="far")
+    kept = retain.learn(WithNorm(), [a, b], methods.L2SP(tau=0.003), epochs=4, batchnorm="per-task", lr=0.02).accuracy
+    torch.manual_seed(0)
+    lost = retain.learn(WithNorm(), [a, b], methods.L2SP(tau=0.003), epochs=4, batchnorm="track", lr=0.02).accuracy
+    assert kept[2, 0] > lost[2, 0]
+
+
+def test_precision_and_schedule(blobs, net):
+    stream = [blobs(1)]
+    assert next(retain.learn(net(), stream, precision="float64").model.parameters()).dtype == torch.float64
+    mixed = retain.learn(net(), stream, precision="bfloat16", epochs=12, lr=0.02)
+    assert next(mixed.model.parameters()).dtype == torch.float32 and mixed.accuracy[1, 0] > 0.8
+    rates = []
+
+    class Spy(methods.Method):
+        def after_step(self, model, optimizer):
+            rates.append(optimizer.param_groups[0]["lr"])
+
+    retain.learn(net(), stream, Spy(), epochs=2, batch_size=10, lr=0.1, schedule="cosine")
+    assert len(rates) == 12 and rates[0] == pytest.approx(0.1) and rates[6] == pytest.approx(0.05) and rates == sorted(rates, reverse=True)
+
+
+def test_hooks_come_in_order(blobs, net):
+    calls = []
+
+    class Spy(methods.Method):
+        def __getattribute__(self, name):
+            if name in ("prepare", "begin", "augment", "penalty", "before_step", "after_step", "consolidate"):
+                calls.append(name)
+            return super().__getattribute__(name)
+
+    retain.learn(net(), [blobs(1)], Spy(), batch_size=30)
+    step = ["augment", "penalty", "before_step", "after_step"]
+    assert calls == ["prepare", "begin", *step, *step, "consolidate"]
+
+
+def test_penalties_and_weights_reach_the_loss(blobs, net):
+    class Pulled(methods.Method):
+        def penalty(self, model, batch, outputs):
+            return 100 * outputs.square().mean()
+
+        def augment(self, batch, model):
+            batch.weight = torch.zeros(len(batch.targets))
+            batch.weight[0] = 1
+            return batch
+
+    model = net()
+    retain.learn(model, [blobs(1)], Pulled(), epochs=40, lr=0.02)
+    assert model(blobs(1).test.inputs).abs().max() < 0.3
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda m, t: retain.learn(m, [t], epochs=0), "epochs"),
+        (lambda m, t: retain.learn(m, [t], optimizer="adm"), "Did you mean 'adam'"),
+        (lambda m, t: retain.learn(m, [t], lr=-1), "lr"),
+        (lambda m, t: retain.learn(m, [t], schedule="step"), "cosine"),
+        (lambda m, t: retain.learn(m, [t], device="cuda:99"), "device"),
+        (lambda m, t: retain.learn(m, [t], precision="float8"), "precision"),
+        (lambda m, t: retain.learn(m, [t], batchnorm="thaw"), "batchnorm"),
+        (lambda m, t: retain.learn(nn.Linear(4, 2), [t]), "labels from 0 to 1"),
+        (lambda m, t: retain.learn(m, []), "at least one task"),
+        (lambda m, t: retain.learn(m, [t], seed=-1), "seed"),
+    ],
+)
+def test_bad_settings(call, words, blobs, net):
+    with pytest.raises(InputError, match=words):
+        call(net(), blobs(1))
+
+
+def test_a_loss_that_explodes_is_an_error(blobs, net):
+    with pytest.raises(RetainError, match=r"no longer finite in epoch \d+ .*lr=1e\+08"):
+        retain.learn(net(), [blobs(1)], optimizer="momentum", lr=1e8, epochs=50)
+
+
+# ---- the guard
+
+
+def test_guard_equals_the_loop(blobs, net):
+    from retain.seeds import generator
+
+    old, new = blobs(1), blobs(2)
+    model = net()
+    retain.learn(model, [old], epochs=2)
+    for pull in ("gradient", "proximal"):
+        theirs, ours = models.copy(model), models.copy(model)
+        method = methods.EWC(5.0, pull=pull)
+        method.consolidate(theirs, old)
+        optimizer = torch.optim.SGD(theirs.parameters(), lr=0.1, momentum=0.9, fused=True)
+        wrapped = nn.DataParallel(theirs)
+        guard = retain.attach(method, wrapped, optimizer, new)
+        for rows in torch.randperm(60, generator=generator(0, "order", 0, 0)).split(16):
+            optimizer.zero_grad()
+            F.cross_entropy(wrapped(new.data.inputs[rows]), new.data.targets[rows]).backward()
+            optimizer.step()
+        guard.consolidate()
+        other = methods.EWC(5.0, pull=pull)
+        other.consolidate(ours, old)
+        retain.learn(ours, [new], other, epochs=1, batch_size=16, optimizer="momentum", lr=0.1)
+        assert torch.equal(flat(theirs), flat(ours))
+        assert method.belief.n == 120
+        assert not optimizer._optimizer_step_pre_hooks and not optimizer._optimizer_step_post_hooks
+
+
+def test_guard_with_accumulated_and_clipped_gradients(blobs, net):
+    """The pull is added once a step, to the final gradients."""
+    old, new = blobs(1), blobs(2)
+    ends = []
+    for pieces in (1, 4):
+        model, method = net(), methods.EWC(5.0)
+        method.consolidate(model, old)
+        with torch.no_grad():
+            model[0].weight += 0.1
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        retain.attach(method, model, optimizer, new)
+        for x, y in zip(new.data.inputs.chunk(pieces), new.data.targets.chunk(pieces), strict=True):
+            (F.cross_entropy(model(x), y) / pieces).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        optimizer.step()
+        ends.append(flat(model))
+    assert torch.allclose(*ends, atol=1e-6)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_guard_under_a_gradient_scaler(blobs, net, fused):
+    """Scaled, unscaled and skipped steps: the pull is that of an unscaled step, and a skipped step changes nothing."""
+    old, new = blobs(1), blobs(2)
+
+    def step(scaler, blow_up=False):
+        model, counted = net(), []
+
+        class Counting(methods.EWC):
+            def after_step(self, model, optimizer):
+                counted.append(1)
+
+        method = Counting(5.0)
+        method.consolidate(model, old)
+        with torch.no_grad():
+            model[0].weight += 0.1
+        before = flat(model)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=fused)
+        retain.attach(method, model, optimizer, new)
+        loss = F.cross_entropy(model(new.data.inputs), new.data.targets)
+        if blow_up:
+            loss = loss * float("inf")
+        if scaler is None:
+            loss.backward()
+            optimizer.step()
+        else:
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        return before, flat(model), len(counted)
+
+    _, plain, _ = step(None)
+    before, scaled, counted = step(torch.amp.GradScaler("cpu", init_scale=1024.0))
+    assert torch.allclose(plain, scaled, atol=1e-6) and counted == 1
+    assert not torch.allclose(before, scaled)
+    before, skipped, counted = step(torch.amp.GradScaler("cpu", init_scale=1024.0), blow_up=True)
+    assert torch.equal(before, skipped) and counted == 0
+
+
+def test_guard_refuses_what_it_cannot_do(blobs, net):
+    model, method = net(), methods.EWC()
+    with pytest.raises(RetainError, match="LBFGS"):
+        retain.attach(method, model, torch.optim.LBFGS(model.parameters()), blobs(1))
+    with pytest.raises(RetainError, match="trains none"):
+        retain.attach(method, model, torch.optim.SGD(net().parameters(), lr=0.1), blobs(1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    guard = retain.attach(method, model, optimizer, (blobs(1).data.inputs, blobs(1).data.targets))
+    with pytest.raises(RetainError, match="closure"):
+        optimizer.step(lambda: model(torch.zeros(1, 4)).sum())
+    guard.detach()
+    optimizer.step(lambda: 0.0)
+    with pytest.raises(InputError, match="n: expected"):
+        retain.attach(method, model, optimizer, [(torch.zeros(1, 4), torch.zeros(1).long())])
+
+
+def test_guard_penalty_is_zero_for_quadratic_methods(blobs, net):
+    model, method = net(), methods.EWC()
+    method.consolidate(model, blobs(1))
+    guard = retain.attach(method, model, torch.optim.SGD(model.parameters(), lr=0.1), blobs(2))
+    x, y = blobs(2).data.inputs, blobs(2).data.targets
+    assert float(guard.penalty((x, y), model(x))) == 0
+    assert method.energy(model) == 0
+    with torch.no_grad():
+        model[0].weight += 1
+    assert method.energy(model) > 0 and math.isfinite(method.energy(model))
+
+
+def test_unwrap_only_unwraps_wrappers():
+    class Mine(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.module = nn.Linear(2, 2)
+
+    mine = Mine()
+    assert unwrap(mine) is mine
+    assert unwrap(nn.DataParallel(mine)) is mine
+    compiled = torch.compile(mine)
+    assert unwrap(compiled) is mine
