@@ -9,6 +9,7 @@ versions, random cell ids) is left out.
 """
 
 import argparse
+import re
 import sys
 import time
 from pathlib import Path
@@ -29,10 +30,10 @@ def execute(notebook: NotebookNode) -> str:
     try:
         client.execute()
     except CellExecutionError as error:
-        number, source = next(
-            (i, cell.source) for i, cell in enumerate(notebook.cells, 1) if cell.cell_type == "code" and any(o.output_type == "error" for o in cell.outputs)
-        )
-        return f"cell {number} raised {error.ename}: {error.evalue}\n\n{source}\n\n{error.traceback}"
+        numbered = [(i, output) for i, cell in enumerate(notebook.cells, 1) for output in cell.get("outputs", [])]
+        number, failure = next((i, output) for i, output in numbered if output.output_type == "error")
+        trace = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(failure.traceback))
+        return f"cell {number} raised {error.ename}: {error.evalue}\n{trace}"
     except CellTimeoutError:
         return f"a cell took longer than {SECONDS} s"
     except DeadKernelError as error:
@@ -51,7 +52,8 @@ def strip(notebook: NotebookNode) -> NotebookNode:
             continue
         joined: list[NotebookNode] = []
         for output in cell.outputs:
-            output.pop("metadata", None) if output.output_type == "stream" else output.update(metadata={})
+            if "metadata" in output:
+                output.metadata = nbformat.from_dict({})
             if output.output_type == "stream" and joined and joined[-1].output_type == "stream" and joined[-1].name == output.name:
                 joined[-1].text += output.text
             else:

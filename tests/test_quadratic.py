@@ -141,7 +141,7 @@ def test_unknown_optimisers_are_refused_for_the_proximal_pull():
     model, belief = setting()
     method = Fixed(belief, pull="proximal")
     method.begin(model, TASK)
-    with pytest.raises(RetainError, match="RMSprop.*pull='gradient'"):
+    with pytest.raises(RetainError, match=r"RMSprop.*pull='gradient'"):
         method.after_step(model, torch.optim.RMSprop(model.parameters()))
     foreign = Fixed(Belief({"other": torch.zeros(1)}, Diagonal({"other": torch.ones(1)}), 1))
     foreign.begin(model, TASK)

@@ -74,8 +74,8 @@ def make_task(id: str, theta: tuple[float, float], spread: torch.Tensor, seed: i
 
 
 along, across = torch.tensor([[0.5, 0.5], [0.5, 0.5]]), torch.tensor([[0.5, -0.5], [-0.5, 0.5]])  # projections on (1, 1) and (1, -1)
-task_a = make_task("A", (1.0, -1.0), torch.diag(torch.tensor([2.0, 0.2])), seed=1)
-task_b = make_task("B", (3.0, -1.0), 1.5 * along + 0.25 * across, seed=2)
+task_a = make_task("A", (1.0, -1.0), torch.diag(torch.tensor([2.0, 0.15])), seed=1)
+task_b = make_task("B", (3.0, 0.0), 1.5 * along + 0.2 * across, seed=4)
 task_a, task_b
 
 # %% [markdown]
@@ -90,7 +90,7 @@ def loss(task: Task, theta: torch.Tensor) -> torch.Tensor:
     return (softplus(f) - task.data.targets[:, 0] * f).mean(-1)
 
 
-FULL_BATCH = {"epochs": 300, "batch_size": 1000, "optimizer": "momentum", "lr": 1.0, "consolidate_last": False}
+FULL_BATCH = {"epochs": 200, "batch_size": 2000, "optimizer": "momentum", "lr": 1.0, "consolidate_last": False}  # 2000: all of A and B
 
 model_a = nn.Linear(2, 1, bias=False)
 nn.init.zeros_(model_a.weight)
@@ -145,7 +145,12 @@ Table("Ends of training", ["", "theta 1", "theta 2", "loss on A, nats", "loss on
 # %%
 total = {name: float(loss(task_a, t) + loss(task_b, t)) for name, t in ends.items()}
 assert total["EWC"] < total["L2"] < total["plain"]
+lowest_a, lowest_b = float(loss(task_a, theta_a)), float(loss(task_b, ends["plain"]))
+assert loss(task_a, ends["EWC"]) - lowest_a < 0.03 and loss(task_b, ends["EWC"]) - lowest_b < 0.03  # EWC is low on both
+assert loss(task_a, ends["L2"]) - lowest_a > 0.03 and loss(task_b, ends["L2"]) - lowest_b > 0.03  # L2 is low on neither
 assert abs(total["EWC"] - total["joint"]) < 0.002  # EWC saw no data of A while it learned B, and ends where joint training ends
+foreseen = ewc.belief.energy({"weight": ends["EWC"][None]}) / task_a.n  # what the quadratic says A loses by the move
+assert abs(foreseen - float(loss(task_a, ends["EWC"]) - lowest_a)) < 0.002
 for name, value in total.items():
     print(f"{name:6s} loss on A + loss on B = {value:.4f}")
 
@@ -154,7 +159,7 @@ for name, value in total.items():
 # losses at the end for many values of $\tau$ and many values of EWC's strength.
 
 # %%
-tau_grid, strength_grid = [0.02, 0.05, 0.08, 0.12, 0.2, 0.4], [0.03, 0.1, 0.3, 1.0, 3.0, 10.0]
+tau_grid, strength_grid = [0.04, 0.08, 0.12, 0.2, 0.4], [0.03, 0.1, 1.0, 3.0, 10.0]
 l2_ends, ewc_ends = [], []
 for value in tau_grid:
     method = methods.L2SP(tau=value)
@@ -164,53 +169,56 @@ for value in strength_grid:
     method = methods.EWC(strength=value)
     method.consolidate(model_a, task_a)
     ewc_ends.append(end_of(method))
-print([float(loss(task_a, t) + loss(task_b, t)) for t in l2_ends])
+assert min(float(loss(task_a, t) + loss(task_b, t)) for t in l2_ends) > total["EWC"] + 0.03  # no tau on the grid comes near
 
 # %%
-figure, (left, right) = plt.subplots(1, 2, figsize=(12, 5.2), layout="constrained", width_ratios=[1.25, 1])
-axis_1, axis_2 = torch.linspace(-2.2, 3.2, 109), torch.linspace(-2.4, 4.2, 133)
+figure, (left, right) = plt.subplots(1, 2, figsize=(11.5, 5.4), layout="constrained", width_ratios=[1.15, 1])
+axis_1, axis_2 = torch.linspace(-0.6, 4.4, 101), torch.linspace(-2.4, 2.8, 105)
 grid = torch.stack(torch.meshgrid(axis_1, axis_2, indexing="xy"), dim=-1)
-for task, color, fill in ((task_a, GREY, "#d9d9d9"), (task_b, ORANGE, "#f7dfae")):
-    surface = loss(task, grid).numpy()
-    low = surface.min()
-    left.contourf(axis_1, axis_2, surface, levels=[low, low + 0.03], colors=[fill], alpha=0.7)
-    left.contour(axis_1, axis_2, surface, levels=low + np.array([0.03, 0.1, 0.2, 0.4, 0.8]), colors=color, linewidths=0.8, alpha=0.8)
-styles = {"plain": (ORANGE, (-10, 10), "right"), "L2": (GREEN, (8, -12), "left"), "EWC": (BLUE, (12, 0), "left")}
+for task, low, color, fill in ((task_a, lowest_a, GREY, "#d0d0d0"), (task_b, lowest_b, ORANGE, "#f7dfae")):
+    rise = loss(task, grid).numpy() - low
+    left.contourf(axis_1, axis_2, rise, levels=[-1e-3, 0.03], colors=[fill], alpha=0.7)
+    left.contour(axis_1, axis_2, rise, levels=[0.03, 0.1, 0.2, 0.4, 0.8], colors=color, linewidths=0.8, alpha=0.8)
+styles = {"plain": (ORANGE, (8, 6), "left"), "L2": (GREEN, (7, 4), "left"), "EWC": (BLUE, (10, 2), "left")}
 for name, (color, shift, side) in styles.items():
     left.annotate("", ends[name], theta_a, arrowprops={"arrowstyle": "-|>", "color": color, "linewidth": 2.2, "shrinkA": 0, "shrinkB": 0})
     left.annotate(name, ends[name], shift, textcoords="offset points", color=color, ha=side, va="center", weight="bold")
 left.plot(*theta_a, "o", color="black", markersize=6)
-left.annotate(r"$\theta_A$", theta_a, (-8, -10), textcoords="offset points", ha="right", va="center", fontsize=12)
+left.annotate(r"$\theta_A$", theta_a, (-8, -8), textcoords="offset points", ha="right", va="center", fontsize=12)
 left.plot(*ends["joint"], "*", color="black", markersize=11, label="joint training on A and B")
-left.plot([], [], color=GREY, label="loss on A (shaded: within 0.03 nats of its minimum)")
-left.plot([], [], color=ORANGE, linewidth=0.8, label="loss on B (shaded: within 0.03 nats of its minimum)")
-left.set(xlabel=r"$\theta_1$", ylabel=r"$\theta_2$", title="Three ways on from task A", xlim=(-2.2, 3.2), ylim=(-2.4, 4.2))
+left.plot([], [], color=GREY, label="loss on A")
+left.plot([], [], color=ORANGE, linewidth=0.8, label="loss on B")
+left.set(
+    xlabel=r"$\theta_1$", ylabel=r"$\theta_2$", title="Three ways on from task A (shaded: within 0.03 nats of a minimum)", xlim=(-0.6, 4.4), ylim=(-2.4, 2.8)
+)
+left.title.set_fontsize(11)
 left.set_aspect("equal")
-figure.legend(*left.get_legend_handles_labels(), loc="outside lower left", fontsize=9)
 
-for found, values, color, label, mark in ((l2_ends, tau_grid, GREEN, r"L2, by $\tau$", "o"), (ewc_ends, strength_grid, BLUE, "EWC, by strength", "s")):
+curves = (l2_ends, tau_grid, GREEN, r"L2, by $\tau$", "o"), (ewc_ends, strength_grid, BLUE, "EWC, by strength", "s")
+for found, values, color, label, mark in curves:
     points = np.array([[loss(task_a, t), loss(task_b, t)] for t in found])
     right.plot(*points.T, color=color, marker=mark, markersize=4.5, label=label)
+    shift, across_, up = ((5, 5), "left", "bottom") if color == GREEN else ((-5, -5), "right", "top")
     for value, point in zip(values, points, strict=True):
-        above = color == GREEN
-        right.annotate(f"{value:g}", point, (5, 5) if above else (-5, -5), textcoords="offset points", fontsize=8, color=color,
-                       ha="left" if above else "right", va="bottom" if above else "top")  # fmt: skip
+        right.annotate(f"{value:g}", point, shift, textcoords="offset points", fontsize=8, color=color, ha=across_, va=up)
 right.plot(loss(task_a, ends["joint"]), loss(task_b, ends["joint"]), "*", color="black", markersize=11, label="joint training")
-right.set(xlabel="loss on A, nats", ylabel="loss on B, nats", title="What is kept, what is gained", xscale="log")
-right.set_xticks([0.5, 0.7, 1.0], ["0.5", "0.7", "1.0"])
-right.minorticks_off()
+right.set(xlabel="loss on A, nats", ylabel="loss on B, nats", title="What is kept, what is gained")
+right.margins(0.1)
 right.legend(fontsize=9)
+figure.legend(*left.get_legend_handles_labels(), loc="outside lower left", ncols=3, fontsize=9)
 plt.show()
 
 # %% [markdown]
 # **What to see.** The grey valley of A is long in $\theta_2$ and narrow in $\theta_1$; the valley of B runs diagonally.
 #
 # - **Plain** training walks to the minimum of B and leaves the valley of A.
-# - **L2** gives way in the direction in which B pulls most, whatever A needs. It stops early and ends outside the low region of B.
-# - **EWC** walks along the valley of A, where $F_2$ is small, until it meets the valley of B. It ends beside the joint minimum.
+# - **L2** gives way in the direction in which B pulls most, whatever A needs. It ends outside both low regions, and no $\tau$ leads it to
+#   where they meet.
+# - **EWC** walks along the valley of A, where $F_2$ is small, until it meets the valley of B. It ends beside the joint minimum, where
+#   both losses are low.
 #
 # A strength of 1 is the Bayesian answer: the quadratic term is then the negative log posterior after task A, under a Gaussian (Laplace)
-# approximation, divided by $m$. It comes out so well here for two reasons. The loss is close to quadratic, and the valley of A runs
+# approximation, divided by $m$. It comes out so well here for two reasons. The loss is close to quadratic over the move, and the valley of A runs
 # along a coordinate axis, so a diagonal $F$ can describe it. Part 3 and Exercise 2 show what happens otherwise.
 
 # %% [markdown]
@@ -257,7 +265,7 @@ print("image  ", tuple(image.shape))
 print("logits ", logits[0].detach().numpy().round(1))
 print(f"loss    {one_loss:.5f} nats")
 for name, g in named_gradient.items():
-    print(f"gradient of {name:18s} {str(tuple(g.shape)):10s} sum of squares {g.square().sum():.2e}")
+    print(f"gradient of {name:18s} {tuple(g.shape)!s:10s} sum of squares {g.square().sum():.2e}")
 
 # %% [markdown]
 # ### The square, and the mean over samples
@@ -277,7 +285,7 @@ print(f"mean of the squares {mean_of_squares:.4f}, square of the mean {square_of
 # %% [markdown]
 # ### The label
 #
-# The expectation over $y$ is where implementations part. `retain.fisher` offers four rules:
+# The expectation over $y$ is where implementations part. `retain.fisher` offers four rules [4]:
 #
 # | rule | the label $y$ | what it is |
 # |---|---|---|
@@ -297,7 +305,7 @@ def fisher_by_hand(model: nn.Module, inputs: torch.Tensor, targets: torch.Tensor
     for x, y in zip(inputs.split(1), targets.split(1), strict=True):
         log_p = model(x).log_softmax(1)[0]
         if rule == "exact":
-            weighted_labels = [(k, float(log_p[k].exp())) for k in range(len(log_p))]
+            weighted_labels = list(enumerate(log_p.detach().exp().tolist()))
         elif rule == "empirical":
             weighted_labels = [(int(y), 1.0)]
         else:  # predicted
@@ -359,7 +367,8 @@ for eps in (0.5, 0.1, 0.01, 0.001):
 
 # %% [markdown]
 # On the network itself: the trace of the diagonal under each rule, before and after training. Before training the network is unsure and
-# the rules agree. After training they differ by large factors.
+# the rules agree. After training they part. The trace is a mean over images, and the few images of which the network is unsure
+# dominate it; for the median image the ratio at the logits is much larger.
 
 # %%
 RULES = ("exact", "sampled", "empirical", "predicted")
@@ -371,9 +380,15 @@ assert all(abs(trace["untrained", rule] / trace["untrained", "exact"] - 1) < 0.1
 assert trace["trained", "exact"] > 2 * trace["trained", "predicted"]
 
 with torch.no_grad():
-    doubt = 1 - small(mnist.data.inputs).softmax(1).amax(1)
-    wrong = (small(mnist.data.inputs).argmax(1) != mnist.data.targets).float()
-print(f"trained network on its training data: mean doubt {doubt.mean():.3f}, median {doubt.median():.4f}, wrong {wrong.mean():.3f}")
+    p = small(mnist.data.inputs).double().softmax(1)
+eps = 1 - p.amax(1)
+at_logits = 1 - p.square().sum(1), p.square().sum(1) - p.amax(1).square() + eps.square()  # |e_y - p|^2: expected, and at the favourite
+median_ratio = float((at_logits[0] / at_logits[1]).median())
+assert median_ratio > 20
+wrong = (p.argmax(1) != mnist.data.targets).float()
+assert wrong.mean() < eps.mean()  # the fitted data contradict the network less often than its probabilities say
+print(f"trained network on its training data: mean of eps {eps.mean():.3f}, median {eps.median():.4f}, share of wrong answers {wrong.mean():.3f}")
+print(f"exact / predicted at the logits: {median_ratio:.0f} for the median image, {float(at_logits[0].sum() / at_logits[1].sum()):.1f} for the sums")
 cells = [[state, *(f"{trace[state, rule]:.2f}" for rule in RULES)] for state in ("untrained", "trained")]
 Table("Trace of the Fisher's diagonal, nats", ["", *RULES], cells)
 
@@ -401,6 +416,7 @@ def full_fisher(task: Task, theta: torch.Tensor) -> torch.Tensor:
     return (x * (p * (1 - p))[:, None]).T @ x / len(x)
 
 
+apart = []
 for place in (theta_a, torch.tensor([-0.5, 2.0])):
     H = torch.autograd.functional.hessian(lambda theta: loss(task_a, theta), place)
     assert torch.allclose(H, full_fisher(task_a, place), rtol=1e-4, atol=1e-6)
@@ -408,7 +424,9 @@ for place in (theta_a, torch.tensor([-0.5, 2.0])):
     at_place.weight.data.copy_(place)
     assert torch.allclose(H.diag(), retain.fisher(at_place, task_a)["weight"][0], rtol=1e-4, atol=1e-6)
     empirical = retain.fisher(at_place, task_a, labels="empirical")["weight"][0]
+    apart.append(float((empirical / H.diag() - 1).abs().max()))
     print(f"theta {place.numpy().round(2)}: Hessian diagonal {H.diag().numpy().round(4)}, empirical Fisher {empirical.numpy().round(4)}")
+assert apart[0] < 0.2 and apart[1] > 1
 
 # %% [markdown]
 # At $\theta_A$ the empirical Fisher is close, because there the model fits and the labels follow its probabilities. At the other place it is
@@ -451,7 +469,7 @@ print(f"smallest eigenvalue: Hessian {lowest[0]:.3f}, Fisher {abs(lowest[1]):.3f
 # | $m$ | samples of B | `task_b.n` |
 # | $\frac n2 \sum_j F_j (\theta_j - \theta^*_j)^2$ | what A loses, in nats | `method.energy(model)` |
 # | strength | how much an old sample weighs against a new one | `methods.EWC(strength=...)`; 1 is the Bayesian answer |
-# | $\lambda = \text{strength} \cdot n / m$ | the factor of the paper, before $\frac12 \sum_j F_j (\theta_j - \theta^*_j)^2$ | `beliefs.strength_from_lambda(lam, n, m)` converts |
+# | $\lambda = \text{strength} \cdot n / m$ | the factor of the paper, before the half and the sum | `beliefs.strength_from_lambda(lam, n, m)` converts |
 # | importance $= \lambda / 2$ | the factor of code that leaves out the half | `beliefs.strength_from_importance(importance, n, m)` converts |
 # | $\lambda F (\theta - \theta^*)$ | the gradient of the penalty | added in `method.before_step`, or a proximal step in `method.after_step` |
 
@@ -503,7 +521,7 @@ theta_star, F = belief.centre, belief.precision.values
 
 by_hand = models.copy(model_a)
 optimizer = torch.optim.SGD(by_hand.parameters(), lr=1.0, momentum=0.9)
-for _ in range(300):
+for _ in range(200):
     optimizer.zero_grad()
     penalty = lam / 2 * sum((F[name] * (p - theta_star[name]) ** 2).sum() for name, p in by_hand.named_parameters())
     (binary_cross_entropy_with_logits(by_hand(x_b), y_b) + penalty).backward()
@@ -518,7 +536,7 @@ print("by hand", by_hand.weight.detach()[0].numpy().round(4), "  learn(...)", en
 # ```diff
 #   optimizer = torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9)
 # + guard = retain.attach(method, model, optimizer, task_b)
-#   for _ in range(300):
+#   for _ in range(200):
 #       optimizer.zero_grad()
 #       binary_cross_entropy_with_logits(model(x_b), y_b).backward()
 #       optimizer.step()
@@ -534,7 +552,7 @@ method.consolidate(model_a, task_a)
 attached = models.copy(model_a)
 optimizer = torch.optim.SGD(attached.parameters(), lr=1.0, momentum=0.9)
 guard = retain.attach(method, attached, optimizer, task_b)
-for _ in range(300):
+for _ in range(200):
     optimizer.zero_grad()
     binary_cross_entropy_with_logits(attached(x_b), y_b).backward()
     optimizer.step()
@@ -568,7 +586,10 @@ plain = learn(network(), [mnist, fashion], methods.Plain(), **SETTINGS)
 held = learn(network(), [mnist, fashion], methods.EWC(strength=300, pull="proximal"), **SETTINGS)
 assert plain.rows[1] == held.rows[1]  # the same network after MNIST
 
-display(plain.table(), held.table())
+for name, result in (("Plain training", plain), ("EWC, strength 300", held)):
+    table = result.table()
+    table.title = f"{name}: test accuracy, %"
+    display(table)
 
 # %%
 assert plain.accuracy[2, 0] < 0.4  # MNIST is lost
@@ -627,7 +648,7 @@ print(f"largest F_j = {stiffest:.4f}: at lr = {SETTINGS['lr']} the gradient form
 # In Part 1 the Bayesian strength of 1 gave the joint answer. Here it protects almost nothing:
 
 # %%
-strengths = [1.0, 10.0, 100.0, 300.0, 1000.0, 10_000.0]
+strengths = [1.0, 10.0, 100.0, 300.0, 1000.0]
 after_mnist = network()
 after_mnist.load_state_dict(belief.centre)
 tradeoff = {}
@@ -638,7 +659,7 @@ for value in strengths:
     method = methods.EWC(strength=value, pull="proximal")
     method.consolidate(after_mnist, mnist)
     tradeoff[value] = learn(models.copy(after_mnist), [fashion], method, watch=[mnist, fashion], **SETTINGS).accuracy[1]
-assert tradeoff[1.0][0] < tradeoff[10.0][0] < tradeoff[100.0][0] and tradeoff[100.0][0] > tradeoff[1.0][0] + 0.4
+assert tradeoff[1.0][0] < 0.5 and tradeoff[100.0][0] > 0.8
 
 cells = [["plain", *(f"{100 * a:.1f}" for a in plain.accuracy[2])], *([f"{s:g}", *(f"{100 * a:.1f}" for a in tradeoff[s])] for s in strengths)]
 Table("Test accuracy at the end, by strength", ["strength", "MNIST %", "Fashion-MNIST %"], cells)
@@ -682,10 +703,11 @@ def diagonal_quadratic(d: Weights) -> float:
 @torch.no_grad()
 def true_rise(d: Weights) -> float:
     """By how much the mean loss on the MNIST training data rises from theta* to theta* + d."""
-    here, there = outputs_at(*centre), outputs_at(*(belief.centre[name] + d[name] for name in names))
-    return float(cross_entropy(there, digits) - cross_entropy(here, digits))
+    there = outputs_at(*(belief.centre[name] + d[name] for name in names))
+    return float(cross_entropy(there, digits)) - loss_at_centre
 
 
+loss_at_centre = float(cross_entropy(outputs_at(*centre).detach(), digits))
 to_plain = {name: p.detach() - belief.centre[name] for name, p in plain.model.named_parameters()}
 g = torch.Generator().manual_seed(0)
 at_random = {name: 0.01 * torch.randn(c.shape, generator=g) for name, c in belief.centre.items()}
@@ -707,7 +729,7 @@ ax.set(xlabel=r"$t$ along the line from $\theta^*$ ($t = 0$) to the end of plain
 ax.set_title("What moving away costs, and what EWC charges")
 ax.legend(fontsize=9)
 plt.show()
-small_step = slice(0, 6)
+small_step = slice(0, 3)
 assert np.allclose(rises[small_step], (steps**2 * full / 2)[small_step], rtol=0.35)  # near theta* the full Fisher is right
 
 # %% [markdown]
@@ -730,10 +752,10 @@ assert np.allclose(rises[small_step], (steps**2 * full / 2)[small_step], rtol=0.
 # %% [markdown]
 # ### Answer 1. The norm of the Fisher
 #
-# We train with plain SGD, which is slow enough to watch, and measure on 1000 training images after some epochs.
+# We train slowly enough to watch, and measure on the first 1000 training images after some epochs.
 
 # %%
-checkpoints = [0, 1, 2, 5, 10, 20]
+checkpoints = [0, 1, 2, 4, 8, 16]
 norms: dict[str, list[float]] = {rule: [] for rule in RULES}
 traces: dict[str, list[float]] = {rule: [] for rule in RULES}
 factors = []
@@ -741,7 +763,7 @@ subset = (images[:1000], digits[:1000])
 walker = network()
 for since, epoch in pairwise([0, *checkpoints]):
     if epoch > since:
-        learn(walker, [mnist], epochs=epoch - since, batch_size=64, optimizer="sgd", lr=0.1, seed=epoch, consolidate_last=False)
+        learn(walker, [mnist], epochs=epoch - since, batch_size=128, optimizer="momentum", lr=0.02, seed=epoch, consolidate_last=False)
     for rule in RULES:
         values = torch.cat([f.flatten().double() for f in retain.fisher(walker, subset, labels=rule).values()])
         norms[rule].append(float(values.norm()))
@@ -765,39 +787,41 @@ Table(
 
 # %%
 figure, axes = plt.subplots(1, 2, figsize=(10.5, 3.6), layout="constrained")
-for ax, values, title in ((axes[0], norms, r"norm, $(\sum_j F_j^2)^{1/2}$"), (axes[1], traces, r"trace, $\sum_j F_j$")):
+for ax, values, title in ((axes[0], norms, "Norm: root of the sum of squares"), (axes[1], traces, "Trace: sum")):
     for rule, color in zip(RULES, (BLUE, PURPLE, GREEN, ORANGE), strict=True):
         ax.plot(range(len(checkpoints)), values[rule], "o-", color=color, markersize=4, label=rule)
     ax.set(xlabel="epochs of training (0: untrained)", title=title, yscale="log")
     ax.set_xticks(range(len(checkpoints)), checkpoints)
-axes[0].set_ylabel("diagonal Fisher")
+axes[0].set_ylabel("of the diagonal Fisher")
 axes[1].legend(fontsize=9)
 plt.show()
 
 peak = int(np.argmax(norms["exact"]))
 assert 0 < peak < len(checkpoints) - 1  # up first, then down
 assert norms["exact"][peak] > 3 * norms["exact"][0] and norms["exact"][-1] < norms["exact"][peak] / 3
-assert traces["exact"][-1] > 3 * traces["exact"][0]  # the trace is still above where it began
+assert traces["exact"][-1] > 3 * traces["exact"][0] and norms["exact"][-1] < 2 * norms["exact"][0]  # the trace is above its start, the norm is not
 assert norms["predicted"][-1] < norms["predicted"][0] / 3  # under "predicted" the trained network's norm is the smaller one
 assert abs(traces["predicted"][0] / traces["exact"][0] - 1) < 0.1 and norms["predicted"][0] > 2 * norms["exact"][0]
+assert favourite > 0.5
 print(f"untrained: {100 * favourite:.0f} % of the images get the same predicted class")
 
 # %% [markdown]
-# **There is no single answer.** A squared gradient is a product of two things, and the table shows both for the last layer, where the product is exact:
+# **There is no single answer.** A squared gradient is a product of two things, and the table shows both for the last layer, where the product
+# is exact:
 #
 # - the *doubt* at the outputs, $\sum_k p_k (1 - p_k)$, which falls as the network becomes sure of its answers, and
 # - the *reaction* of the outputs to the weights, here $\lVert h \rVert^2$ of the hidden layer, which grows as the network learns features.
 #
-# Early in training the reaction grows faster and the Fisher rises; later the doubt falls faster and the Fisher falls. Whether "trained" is above
-# "untrained" depends on when training stopped, and on the measure: at the end of this run the exact trace is still above its first value, while the
-# norm, which looks mostly at the few largest entries, is back near or below it. The published tutorial [2] suggests that a trained network has the
-# larger norm. Its network stops at a test accuracy of 82 %, still in the phase of large values, and there the suggestion holds.
+# Early in training the reaction grows faster and the exact Fisher rises; later the doubt falls faster and the Fisher falls. Whether "trained"
+# is above "untrained" depends on when training stopped, and on the measure: at the end of this run the exact trace is still far above its
+# first value, while the norm, which looks mostly at the few largest entries, is back near where it began. The published tutorial [2] asks
+# for this comparison and expects the trained network to have the larger norm. That is a statement about a stage of training.
 #
-# **Under `predicted` the norm of the trained network ends well below that of the untrained one.** One could read this as "the trained weights do not
-# matter", and it would be wrong. The gradient at the label that the network itself finds most probable vanishes as the network becomes certain:
-# the square falls like $\varepsilon^2$, where the Fisher falls like $\varepsilon$. A small value says that the network is sure, not that its weights are free to move.
-# The value for the untrained network is special as well. Its trace agrees with the exact rule, but it predicts the same class for many images, so
-# the squares pile up on the weights of one output and the norm is large.
+# **Under `predicted` the norm of the trained network ends well below that of the untrained one.** One could read this as "the trained weights
+# do not matter", and it would be wrong. The gradient at the label that the network itself finds most probable vanishes as the network becomes
+# certain: the square falls like $\varepsilon^2$, where the Fisher falls like $\varepsilon$. A small value says that the network is sure, not
+# that its weights are free to move. The value of the untrained network is special as well. Its trace agrees with the exact rule, but it
+# predicts the same class for nearly all images, so the squares pile up on the weights of one output and the norm is large.
 
 # %% [markdown]
 # ### Answer 2. Moving two weights together
@@ -848,7 +872,7 @@ learn(with_diagonal, [task_a], diagonal_ewc, **FULL_BATCH)
 
 with_full = models.copy(model_b)
 optimizer = torch.optim.SGD(with_full.parameters(), lr=1.0, momentum=0.9)
-for _ in range(300):
+for _ in range(200):
     optimizer.zero_grad()
     delta = with_full.weight[0] - theta_b
     penalty = task_b.n / task_a.n * (delta @ full_b @ delta) / 2
@@ -863,7 +887,7 @@ for name, t in second.items():
 
 # %%
 figure, axes = plt.subplots(1, 2, figsize=(11, 4.9), layout="constrained", sharey=True)
-axis_1, axis_2 = torch.linspace(-3.2, 2.4, 113), torch.linspace(-0.8, 5.0, 117)
+axis_1, axis_2 = torch.linspace(-0.4, 5.4, 117), torch.linspace(-2.2, 3.0, 105)
 grid = torch.stack(torch.meshgrid(axis_1, axis_2, indexing="xy"), dim=-1)
 levels = np.array([0.01, 0.05, 0.15])
 for ax, name, matrix in ((axes[0], "diagonal", diagonal_b.diag()), (axes[1], "full", full_b)):
@@ -884,7 +908,7 @@ for color, style, text in ((ORANGE, "-", "loss on B"), (GREY, "-", "loss on A"),
     axes[1].plot([], [], color=color, linestyle=style, label=text)
 axes[1].plot([], [], "*", color="black", markersize=11, linestyle="", label="joint training")
 figure.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)
-figure.suptitle("Rises above the minimum of 0.01, 0.05 and 0.15 nats")
+figure.suptitle("Contours at 0.01, 0.05 and 0.15 nats above the minimum")
 plt.show()
 
 # %% [markdown]
@@ -905,9 +929,10 @@ plt.show()
 switched = models.copy(after_mnist)
 with torch.no_grad():
     layers = switched.layers
-    before = layers.fc2(layers.relu1(layers.fc1(images.flatten(1))))  # what reaches the second hidden layer
-    unit = int(before.amax(0).argmin())  # the least active unit
-    layers.fc2.bias[unit] -= before.amax(0)[unit] + 1.0  # now its largest input over all images is -1
+    below = layers.relu1(layers.fc1(images.flatten(1)))  # what the second hidden layer sees
+    highest = layers.fc2(below).amax(0)
+    unit = int(highest.argmin())  # the least active unit
+    layers.fc2.bias[unit] -= highest[unit] + 1.0  # now its largest input over all images is -1
     bias = float(layers.fc2.bias[unit])
 for rule in RULES:
     found = retain.fisher(switched, mnist, labels=rule)
@@ -918,7 +943,7 @@ for rule in RULES:
 def loss_with_bias(shift: float) -> float:
     """Mean loss on the MNIST training data with the unit's bias moved."""
     switched.layers.fc2.bias[unit] = bias + shift
-    value = float(cross_entropy(switched(images), digits))
+    value = float(cross_entropy(layers.fc3(layers.relu2(layers.fc2(below))), digits))
     switched.layers.fc2.bias[unit] = bias
     return value
 
@@ -931,10 +956,10 @@ assert holder.energy(far) == 0  # EWC charges nothing for the move, at any stren
 
 shifts = np.array([0, 0.5, 1, 2, 4, 8, 12, 16, 24, 32, 40, 50, 60])
 unit_rise = np.array([loss_with_bias(float(s)) for s in shifts]) - loss_with_bias(0.0)
-assert np.all(unit_rise[shifts <= 1] == 0)  # the valley is exactly flat until the unit wakes
+assert np.all(unit_rise[shifts < 1] == 0)  # the valley is exactly flat until the unit wakes
 assert unit_rise[-1] > 0.05  # and then it ends
 
-valley = torch.linspace(-25, 25, 201)
+valley = torch.linspace(-40, 40, 201)
 along_valley = theta_a + torch.stack([torch.zeros_like(valley), valley], dim=1)
 valley_rise = loss(task_a, along_valley) - loss(task_a, theta_a)
 valley_quadratic = fisher_a[1] * valley**2 / 2
@@ -953,7 +978,7 @@ right.set(xlabel="move of the unit's bias", ylabel="nats per sample", title="A z
 right.legend(fontsize=9)
 plt.show()
 
-near, edge = valley.abs() < 1.5, valley.abs() == 25
+near, edge = valley.abs() < 2, valley.abs() == 40
 assert torch.allclose(valley_rise[near], valley_quadratic[near], atol=2e-3)  # right where it was measured
 assert bool((valley_rise[edge] < 0.7 * valley_quadratic[edge]).all())  # far away the true loss grows more slowly
 print(f"60 units along a direction with F = 0 cost {unit_rise[-1]:.3f} nats per sample, {mnist.n * unit_rise[-1]:.0f} nats over the training data")

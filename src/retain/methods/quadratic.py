@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -18,6 +19,17 @@ from retain.models.parameters import named_parameters
 from retain.tasks.task import Task
 
 Pull = Literal["gradient", "proximal"]
+
+
+@dataclass
+class _Term:
+    """One pulled parameter: centre, rP, and room to work in, so that a step allocates nothing."""
+
+    parameter: nn.Parameter
+    centre: Tensor
+    weight: Tensor
+    scratch: Tensor
+    size: float | None = None
 
 
 class Quadratic(Method):
@@ -46,7 +58,7 @@ class Quadratic(Method):
         self.pull = pull
         self.belief: Belief | None = None
         self._rate = 0.0
-        self._terms: list[tuple[nn.Parameter, Tensor, Tensor]] | None = None
+        self._terms: list[_Term] | None = None
         self._checked = False
 
     def begin(self, model: nn.Module, task: Task) -> None:
@@ -68,12 +80,11 @@ class Quadratic(Method):
             self._check_stability(optimizer)
         assert self._terms is not None
         with torch.no_grad():
-            for parameter, _, _ in self._terms:
-                if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
-            parameters, centres, weights = (list(column) for column in zip(*self._terms, strict=True))
-            moved = torch._foreach_sub(parameters, centres)
-            torch._foreach_addcmul_([p.grad for p in parameters], moved, weights)
+            for term in self._terms:
+                if term.parameter.grad is None:
+                    term.parameter.grad = torch.zeros_like(term.parameter)
+                torch.sub(term.parameter, term.centre, out=term.scratch)
+                term.parameter.grad.addcmul_(term.scratch, term.weight)
 
     def after_step(self, model: nn.Module, optimizer: Optimizer) -> None:
         """Take the proximal step."""
@@ -81,9 +92,13 @@ class Quadratic(Method):
             return
         assert self._terms is not None
         with torch.no_grad():
-            sizes = step_sizes(optimizer, [parameter for parameter, _, _ in self._terms])
-            for (parameter, centre, weight), size in zip(self._terms, sizes, strict=True):
-                parameter.sub_(centre).div_((weight * size).add_(1)).add_(centre)
+            sizes = step_sizes(optimizer, [term.parameter for term in self._terms])
+            for term, size in zip(self._terms, sizes, strict=True):
+                if isinstance(size, Tensor) or size != term.size:
+                    # the share of the way from the centre that is left; kept while the step size stays
+                    torch.mul(term.weight, size, out=term.scratch).add_(1).reciprocal_()
+                    term.size = None if isinstance(size, Tensor) else size
+                torch.lerp(term.centre, term.parameter, term.scratch, out=term.parameter.data)
 
     def _active(self, model: nn.Module) -> bool:
         if self.belief is None or self._rate == 0:
@@ -93,7 +108,9 @@ class Quadratic(Method):
             for name, parameter in named_parameters(model).items():
                 if name in self.belief.precision:
                     weight = (self.belief.precision.values[name].to(parameter) * self._rate).to(parameter.dtype)
-                    self._terms.append((parameter, self.belief.centre[name].to(parameter), weight))
+                    self._terms.append(
+                        _Term(parameter, self.belief.centre[name].to(parameter), weight.expand_as(parameter), torch.empty_like(parameter.detach()))
+                    )
             if not self._terms:
                 raise RetainError("model: expected at least one trainable parameter that the belief knows, found none. Names differ: was the model rebuilt?")
         return True
@@ -102,7 +119,7 @@ class Quadratic(Method):
         self._checked = True
         if not isinstance(optimizer, torch.optim.SGD) or self._terms is None:
             return
-        stiffest = max(float(weight.max()) for _, _, weight in self._terms)
+        stiffest = max(float(term.weight.max()) for term in self._terms)
         group = optimizer.param_groups[0]
         if float(group["lr"]) * stiffest > 2 * (1 + group["momentum"]):
             warnings.warn(
