@@ -52,6 +52,9 @@ def test_matrix_curves_and_metrics(blobs, net):
     assert result.forward_transfer == pytest.approx(np.mean([R[1, 1] - R[0, 1], R[2, 2] - R[0, 2]]))
     assert evaluate(result.model, stream[2]).score == R[3, 2]
     assert len(result.plot().axes[0].lines) == 3
+    assert result.plot()._repr_png_()[:4] == b"\x89PNG"
+    partial = retain.learn(net(), [stream[1]], watch=stream, epochs=1)
+    assert "after blobs-2" in repr(partial) and "after blobs-1" not in repr(partial)
     assert "after blobs-2" in str(result) and "<table>" in result._repr_html_()
 
 
@@ -63,7 +66,7 @@ def test_going_on_after_a_result_is_learning_at_once(blobs, net):
     method = methods.EWC(3.0)
     method.consolidate(model, stream[0])
     second = retain.learn(model, stream, method, after=first, epochs=2, seed=1)
-    assert torch.equal(flat(whole.model), flat(second.model)) and whole.rows == second.rows
+    assert torch.equal(flat(whole.model), flat(second.model)) and whole.rows == second.rows and whole.history == second.history
     assert len(first.rows) == 2  # the first result is left as it was
     with pytest.raises(InputError, match="after"):
         retain.learn(model, stream, after=second)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from retain.figures.specs import Bars, Figure, Images, Lines, Matrices, Scatter, Series
@@ -54,10 +55,23 @@ def svg(spec: Figure) -> str:
     return text[text.index("<svg") :]
 
 
-def _canvas(panels: int, width: float = 4.6, height: float = 3.4, *, share: bool = True) -> tuple[Drawing, list[Axes]]:
+@lru_cache(maxsize=1)
+def _drawing() -> type[Drawing]:
     from matplotlib.figure import Figure as Drawing
 
-    figure = Drawing(figsize=(width * panels, height), layout="constrained")
+    class Shown(Drawing):
+        """A figure that shows itself in a notebook although pyplot knows nothing of it."""
+
+        def _repr_png_(self) -> bytes:
+            buffer = io.BytesIO()
+            self.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
+            return buffer.getvalue()
+
+    return Shown
+
+
+def _canvas(panels: int, width: float = 4.6, height: float = 3.4, *, share: bool = True) -> tuple[Drawing, list[Axes]]:
+    figure = _drawing()(figsize=(width * panels, height), layout="constrained")
     axes = figure.subplots(1, panels, sharey=share, squeeze=False)[0]
     return figure, list(axes)
 
@@ -175,10 +189,8 @@ def _bars(spec: Bars) -> Drawing:
 
 
 def _images(spec: Images) -> Drawing:
-    from matplotlib.figure import Figure as Drawing
-
     columns = max(len(row) for row in spec.images)
-    figure = Drawing(figsize=(0.95 * columns, 1.25 * len(spec.images) + 0.4), layout="constrained")
+    figure = _drawing()(figsize=(0.95 * columns, 1.25 * len(spec.images) + 0.4), layout="constrained")
     grid = figure.subplots(len(spec.images), columns, squeeze=False)
     for axes_row, row in zip(grid, spec.images, strict=True):
         for ax in axes_row:

@@ -188,7 +188,7 @@ class Forgetting(Study):
             else:
                 joint = Stream((union(*stream.tasks),))
                 result = learn(copy(fresh), joint, watch=stream, seed=seed, recorder=keeper.recorder(arm), **options)
-            arms[arm] = _record(result)
+            arms[arm] = _record(result, after=None if arm == "joint" else first)
             keeper.keep(arm, result.model)
             if {"plain", "ewc"} <= arms.keys() and arm in ("plain", "ewc"):
                 keeper.notice("verdict", text=f"Seed {seed}: {show.sentence([{'arms': arms}])}")
@@ -274,9 +274,10 @@ def _ewc(spec: ForgettingSpec, old: Task, new: Task, seed: int, strength: float 
     return EWC(strength, spec.labels, samples, replacement=replacement, pull=spec.pull, seed=derive(seed, "labels") % 2**31)
 
 
-def _record(result: Result) -> dict[str, Any]:
-    kept = ("rows", "nll_rows", "validation_rows", "history")
-    return {**{key: getattr(result, key) for key in kept}, "method": repr(result.method)}
+def _record(result: Result, after: Result | None = None) -> dict[str, Any]:
+    """A result as plain values, without the curves of the result that it went on from."""
+    kept = {key: getattr(result, key) for key in ("rows", "nll_rows", "validation_rows")}
+    return {**kept, "history": result.history[len(after.history) if after else 0 :], "method": repr(result.method)}
 
 
 def _ends(record: dict[str, Any]) -> list[float]:

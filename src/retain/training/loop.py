@@ -61,7 +61,7 @@ def learn(
         precision: ``float32``, ``float64``, or ``bfloat16`` for mixed precision.
         batchnorm: What happens to batch-norm statistics: ``freeze`` after the first task, ``track`` or ``per-task``.
         watch: The tasks to score; the stream's own by default.
-        after: The result of learning the first tasks of this stream: they are not learned again, and its rows are kept. The
+        after: The result of learning the first tasks of this stream: they are not learned again, and its rows and curves are kept. The
             model and the method must be those that came out of it (or the method has consolidated the model on their data).
         consolidate_last: Let the method remember the last task too; ``False`` saves the time where nothing follows.
         recorder: Where events and points to continue from go.
@@ -95,7 +95,9 @@ def learn(
         if after.tasks != result.tasks or not 0 <= first < len(stream):
             raise InputError("after", f"a result on the tasks {result.tasks} that leaves some to learn", f"{first} tasks of {after.tasks}")
         result.rows, result.nll_rows, result.validation_rows = list(after.rows), list(after.nll_rows), list(after.validation_rows)
+        result.history = list(after.history)
 
+    result.learned = [task.id for task in stream.tasks]
     position = (first, 0)  # task, epochs of it that are done
     restored = recorder.load()
     if restored is not None:
@@ -180,7 +182,13 @@ def measure(model: nn.Module, stream: Stream | Sequence[Any], learned: int = 1, 
     if not 1 <= learned <= len(stream):
         raise InputError("learned", f"between 1 and {len(stream)} tasks", learned)
     method = method or Plain()
-    result = Result([task.id for task in stream.tasks], score_name=stream.tasks[0].likelihood.score_name, model=model, method=method)
+    result = Result(
+        [task.id for task in stream.tasks],
+        [task.id for task in stream.tasks[:learned]],
+        score_name=stream.tasks[0].likelihood.score_name,
+        model=model,
+        method=method,
+    )
     for rows in (result.rows, result.nll_rows, result.validation_rows):
         rows.extend([[math.nan] * len(stream) for _ in range(learned)])
     _score(result, model, method, stream, BatchNormKeeper(model, "track"), learned - 1, row=True)

@@ -17,12 +17,13 @@ if TYPE_CHECKING:
     from retain.methods.base import Method
 
 
-@dataclass
+@dataclass(repr=False)
 class Result:
     """The record of one model learning a stream of tasks.
 
     Args:
-        tasks: Ids of the tasks, in order.
+        tasks: Ids of the tasks that are scored, the columns of :attr:`accuracy`.
+        learned: Ids of the tasks that were learned, in order.
         rows: Score on every task before learning and after each task: the rows of :attr:`accuracy`.
         nll_rows: Negative log likelihood likewise, nats per observation.
         validation_rows: Scores on validation data likewise, ``nan`` for tasks without any.
@@ -33,6 +34,7 @@ class Result:
     """
 
     tasks: list[str]
+    learned: list[str] = field(default_factory=list)
     rows: list[list[float]] = field(default_factory=list)
     nll_rows: list[list[float]] = field(default_factory=list)
     validation_rows: list[list[float]] = field(default_factory=list)
@@ -73,7 +75,7 @@ class Result:
 
     def table(self) -> Table:
         """The accuracy matrix as a table that prints and shows itself in a notebook."""
-        labels = ["before", *(f"after {task}" for task in self.tasks)]
+        labels = ["before", *(f"after {task}" for task in self.learned)]
         rows = [[label, *(f"{100 * value:.1f}" for value in row)] for label, row in zip(labels, self.rows, strict=False)]
         return Table(f"{self.score_name}, %", ["", *self.tasks], rows)
 
@@ -90,5 +92,5 @@ class Result:
     def _repr_html_(self) -> str:
         return self.table().html()
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return self.table().text()
