@@ -4,7 +4,7 @@ PYTHON ?= $(shell for v in python3.11 python3.12 python3.13 python3; do $$v -c '
 PIP_FLAGS ?=
 BIN := .venv/bin
 
-.PHONY: demo test check unit notebooks bench mutants kills clean
+.PHONY: demo test check unit notebooks bench kills clean
 
 demo: .venv/installed
 	@echo "[3/3] Running the main study on the embedded data: about a minute and a half."
@@ -45,9 +45,9 @@ notebooks: .venv/tested
 bench: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python bench/loop.py
 
-# A long campaign outside CI: many kills at random instants.
+# A long campaign outside CI: sixty kills at random instants.
 kills: .venv/tested
-	$(BIN)/python scripts/kills.py
+	RETAIN_KILLS=20 $(BIN)/pytest tests/test_runs.py -k again_and_again
 
 clean:
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

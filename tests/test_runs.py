@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -64,6 +65,21 @@ def test_killed_and_resumed_gives_the_same_bits(whole, tmp_path, event, how):
     resumed = start(tmp_path, "--resume")
     _, errors = resumed.communicate(timeout=300)
     assert resumed.returncode == 0, errors
+    assert contents(tmp_path) == contents(whole)
+
+
+@pytest.mark.parametrize("k", range(int(os.environ.get("RETAIN_KILLS", 1))))
+def test_killed_again_and_again_at_any_instant(whole, tmp_path, k):
+    """Three kills at random instants, imports and writes included; RETAIN_KILLS repeats it."""
+    draw = random.Random(k if "RETAIN_KILLS" in os.environ else time.time_ns())
+    for _ in range(3):
+        process = start(tmp_path, "--resume")
+        time.sleep(draw.uniform(0, 12))
+        process.kill()
+        process.communicate(timeout=60)
+    last = start(tmp_path, "--resume")
+    _, errors = last.communicate(timeout=300)
+    assert last.returncode == 0, errors
     assert contents(tmp_path) == contents(whole)
 
 

@@ -160,7 +160,7 @@ def _matrices(spec: Matrices) -> Drawing:
         ax.imshow(rows, cmap="Blues", vmin=0, vmax=130, aspect="auto")
         for i, row in enumerate(rows):
             for j, value in enumerate(row):
-                ax.text(j, i, format(value, spec.unit), ha="center", va="center", color="white" if value > 85 else "#222222", fontsize=9)
+                ax.text(j, i, format(value, spec.unit), ha="center", va="center", color="white" if value > 75 else "#222222", fontsize=9)
         ax.set_xticks(range(len(spec.x_labels)), spec.x_labels)
         ax.set_yticks(range(len(spec.y_labels)), spec.y_labels)
         ax.tick_params(length=0)

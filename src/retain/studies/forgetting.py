@@ -11,7 +11,7 @@ import contextlib
 import time
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt
@@ -33,7 +33,6 @@ from retain.training import Result, learn, load, measure
 from retain.training.optimizers import Schedule, make_optimizer
 
 Arm = Literal["plain", "ewc", "l2sp", "joint"]
-RULES: tuple[LabelRule, ...] = ("exact", "sampled", "empirical", "predicted")
 
 
 class ForgettingSpec(Spec):
@@ -296,7 +295,7 @@ def _norms(model: nn.Module, task: Task, spec: ForgettingSpec, seed: int) -> dic
     count = min(spec.norm_samples, task.n)
     task = task.to(next(model.parameters()).device)
     found: dict[str, dict[str, float]] = {}
-    for rule in RULES:
+    for rule in get_args(LabelRule):
         values = fisher(model, task, rule, samples=count, seed=seed)
         layers: dict[str, float] = {}
         for name, f in values.items():
