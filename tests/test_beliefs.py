@@ -69,6 +69,13 @@ def test_product_without_any_precision_takes_the_current_centre():
     assert both.centre["w"].tolist() == [2.0, 5.0]
 
 
+def test_a_product_keeps_the_centre_of_whoever_knows():
+    a = Belief({"v": torch.zeros(1), "w": torch.zeros(1)}, Diagonal({"v": torch.ones(1)}), 1)
+    b = Belief({"v": torch.full((1,), 5.0), "w": torch.ones(1)}, Diagonal({"w": torch.ones(1)}), 1)
+    both = product(a, b)
+    assert both.centre["v"] == 0 and both.centre["w"] == 1
+
+
 def test_conjugate_gaussians():
     """Mean of normal data: the belief's centre and precision are those of the exact posterior."""
     torch.manual_seed(0)
@@ -94,7 +101,8 @@ def test_unknown_parameters_are_free_and_heads_may_grow():
     fitted = known.fitted(model)
     assert fitted.precision.values["weight"].tolist() == [[1, 1], [1, 1], [0, 0]]
     assert torch.equal(fitted.centre["weight"][2], model.weight.detach()[2])
-    assert known.fitted(nn.Linear(2, 2)) is known
+    assert known.fitted(nn.Linear(2, 2)).precision.values["weight"].shape == (2, 2)
+    assert torch.equal(known.variance()["weight"], torch.full((2, 2), 1 / 6))
     with pytest.raises(InputError, match="follows a head that grows"):
         known.fitted(nn.Linear(3, 2))
     with pytest.raises(InputError, match="renamed"):

@@ -65,6 +65,28 @@ def test_optimiser_states_and_shared_memory(tmp_path):
     assert torch.equal(found["view"], x[2:]) and torch.equal(found["row"], x.view(2, 3).T)
 
 
+def test_keys_may_look_alike(tmp_path):
+    tree = {"a": {"b": torch.zeros(1)}, "a/b": torch.ones(1), 1: torch.full((1,), 2.0), "1": torch.full((1,), 3.0)}
+    write_tree(tmp_path / "s", tree)
+    assert same(tree, read_tree(tmp_path / "s"))
+
+
+def test_saving_again_leaves_no_old_belief_and_nothing_half_done(tmp_path):
+    model, other = MLP(4, 2, seed=0), MLP(4, 2, seed=1)
+    belief = Belief({"layers.fc1.bias": torch.zeros(2)}, Diagonal({"layers.fc1.bias": torch.ones(2)}), 1)
+    retain.save(tmp_path, model, belief)
+    with pytest.raises(InputError, match="JSON"):
+        retain.save(tmp_path, other, spec={"a": {1, 2}})
+    fresh = MLP(4, 2, seed=2)
+    assert retain.load(tmp_path, fresh)[1].n == 1 and torch.equal(fresh.layers.fc1.weight, model.layers.fc1.weight)
+    retain.save(tmp_path, torch.nn.DataParallel(other))
+    assert retain.load(tmp_path, fresh)[1] is None and torch.equal(fresh.layers.fc1.weight, other.layers.fc1.weight)
+    (tmp_path / "spec.json").write_text("{")
+    with pytest.raises(InputError, match="damaged"):
+        retain.load(tmp_path, model)
+    assert torch.equal(model.layers.fc1.weight, MLP(4, 2, seed=0).layers.fc1.weight)
+
+
 def test_what_is_not_plain_is_refused_by_place(tmp_path):
     with pytest.raises(InputError, match=r"state at /a/1: .*found set"):
         write_tree(tmp_path / "s", {"a": [1, {2}]})

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import retain
 from retain.curvature import fisher
 from retain.errors import InputError, RetainError
-from retain.likelihoods import Bernoulli, Categorical, Gaussian
+from retain.likelihoods import Bernoulli, Categorical, Gaussian, Tokens
 from retain.tasks import Task
 
 RULES = ("exact", "empirical", "predicted")
@@ -37,10 +37,71 @@ class Tied(nn.Module):
         return self.scale * self.head(self.norm(self.a(x)))
 
 
+class TiedByHand(nn.Module):
+    """A layer's weight used beside the layer, as tied auto-encoders do."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.head = nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.head(nn.functional.linear(self.a(x).tanh(), self.a.weight))
+
+
+class Folded(nn.Module):
+    """Positions folded into the batch: the layer's first axis is not the sample."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.head = nn.Linear(3, 4), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(self.a(x.reshape(-1, 3)).tanh().reshape(len(x), 8))
+
+
+class Swapped(nn.Module):
+    """Positions before samples, with as many of one as of the other."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.head = nn.Linear(3, 4), nn.Linear(28, 3)
+
+    def forward(self, x):
+        return self.head(self.a(x.transpose(0, 1)).tanh().transpose(0, 1).flatten(1))
+
+
+class Hooked(nn.Module):
+    """A layer whose output a hook changes."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.head = nn.Linear(6, 4), nn.Linear(4, 3)
+        self.a.register_forward_hook(lambda module, inputs, output: 2 * output)
+
+    def forward(self, x):
+        return self.head(self.a(x).tanh())
+
+
+class Recurrent(nn.Module):
+    """A module that vmap cannot take."""
+
+    def __init__(self):
+        super().__init__()
+        self.cell, self.head = nn.LSTM(3, 4, batch_first=True), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(input=self.cell(x)[0][:, -1])  # and a layer called by keyword
+
+
 MODELS = {
     "mlp": (lambda: nn.Sequential(nn.Linear(6, 5), nn.ReLU(inplace=True), nn.Linear(5, 3)), (6,), ()),
     "tied": (Tied, (6,), ("a.weight", "b.bias", "norm.weight", "scale", "unused.weight")),
     "sequence": (lambda: nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Flatten(), nn.Linear(20, 3)), (4, 6), ()),
+    "tied by hand": (TiedByHand, (6,), ("a.weight",)),
+    "folded": (Folded, (6,), ("a.weight", "a.bias")),
+    "swapped": (Swapped, (7, 3), ("a.weight", "a.bias")),
+    "hooked": (Hooked, (6,), ("a.weight", "a.bias")),
+    "recurrent": (Recurrent, (5, 3), ("cell.weight_ih_l0", "head.weight")),
     "conv": (
         lambda: nn.Sequential(
             nn.Conv2d(2, 4, 3, groups=2, stride=2, padding=1, padding_mode="reflect"),
@@ -199,6 +260,9 @@ def test_frozen_layers_are_left_out_and_batches_do_not_matter():
         (lambda m, d: fisher(m, (d[0], d[1] + 5)), "labels from 0 to 1"),
         (lambda m, d: fisher(nn.Linear(3, 101), d), "sampled"),
         (lambda m, d: fisher(m, d, samples=0), "at least 1"),
+        (lambda m, d: fisher(m, (d[0], torch.zeros(4, 2).long()), "empirical", likelihood=Tokens()), "sampled"),
+        (lambda m, d: fisher(m, Task(d), likelihood=Gaussian()), "that of the task"),
+        (lambda m, d: fisher(m, (torch.randn(4, 5), d[1])), "what Linear takes"),
     ],
 )
 def test_bad_input(call, words):

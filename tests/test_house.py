@@ -140,6 +140,16 @@ def test_commands_on_every_page_exist():
             assert f"\n{target}:" in makefile
 
 
+def test_tutorials_are_those_of_their_scripts():
+    import jupytext
+    import nbformat
+
+    for script in (ROOT / "docs" / "tutorials").glob("*.py"):
+        made, kept = jupytext.read(script), nbformat.read(script.with_suffix(".ipynb"), as_version=4)
+        assert [cell.source for cell in made.cells] == [cell.source for cell in kept.cells], f"run 'make notebooks' for {script.name}"
+        assert any("image/png" in output.get("data", {}) for cell in kept.cells for output in cell.get("outputs", []))
+
+
 def test_tutorials_run():
     done = subprocess.run([sys.executable, str(ROOT / "scripts" / "make_tutorial.py"), "--check"], capture_output=True, text=True, check=False, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,5 +1,7 @@
 """The pull: its gradient, the proximal step in every optimiser's metric, and what cannot diverge."""
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -52,6 +54,7 @@ OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1),
     "momentum": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.8),
     "nesterov": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.8, nesterov=True),
+    "dampened": lambda p: torch.optim.SGD(p, lr=0.2, momentum=0.8, dampening=0.7),
     "adam": lambda p: torch.optim.Adam(p, lr=0.05),
     "amsgrad": lambda p: torch.optim.Adam(p, lr=0.05, amsgrad=True),
     "adamw": lambda p: torch.optim.AdamW(p, lr=0.05, weight_decay=0.0),
@@ -74,12 +77,12 @@ def test_a_proximal_step_solves_its_own_problem(name):
         method.after_step(model, optimizer)
     r = 3.0 * belief.n / TASK.n
     for k, p in model.named_parameters():
-        H = 1 / torch.as_tensor(sizes[k])
+        H = 1 / torch.as_tensor(sizes[k], dtype=torch.float64)
         residual = H * (p.detach() - went[k]) + r * belief.precision.values[k] * (p.detach() - belief.centre[k])
         assert float(residual.abs().max()) < 1e-9 * float(H.max())
 
 
-@pytest.mark.parametrize("name", ["sgd", "momentum", "nesterov", "adam"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("pull", ["gradient", "proximal"])
 def test_training_ends_at_the_optimum_of_loss_plus_energy(name, pull):
     """The fixed point does not depend on the optimiser: momentum does not weaken the pull, nor does Adam's metric."""
@@ -93,7 +96,7 @@ def test_training_ends_at_the_optimum_of_loss_plus_energy(name, pull):
     method.begin(model, TASK)
     for step in range(4000):
         for group in optimizer.param_groups:
-            group["lr"] = 0.05 / (1 + step / 200)
+            group["lr"] = (0.2 if name == "dampened" else 0.05) / (1 + step / 200)
         optimizer.zero_grad()
         (0.5 * (w - a) ** 2).sum().backward()
         method.before_step(model, optimizer)
@@ -120,6 +123,30 @@ def test_the_proximal_pull_cannot_diverge_and_the_gradient_pull_warns():
     assert end("proximal") < 1e-4
     with pytest.warns(RetainWarning, match="pull='proximal'"):
         assert not end("gradient") < 1e30
+
+
+def test_nesterov_is_warned_of_earlier():
+    model, belief = setting()
+    stiff = Belief(belief.centre, Diagonal({k: torch.ones_like(v) for k, v in belief.centre.items()}), n=50)
+    for nesterov, warned in ((False, 0), (True, 1)):
+        method = Fixed(stiff, strength=15.0)
+        method.begin(model, TASK)
+        model.weight.grad, model.bias.grad = torch.zeros_like(model.weight), torch.zeros_like(model.bias)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            method.before_step(model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=nesterov))
+        assert len(caught) == warned
+
+
+def test_a_parameter_the_loss_never_reaches_is_left_alone_in_place():
+    model, belief = setting()
+    with torch.no_grad():
+        model.bias.copy_(belief.centre["bias"])
+    method = Fixed(belief)
+    method.begin(model, TASK)
+    model.weight.grad = torch.zeros_like(model.weight)
+    method.before_step(model, torch.optim.SGD(model.parameters(), lr=1e-6, weight_decay=0.1))
+    assert model.bias.grad is None
 
 
 def test_only_what_the_belief_knows_is_pulled():
@@ -164,6 +191,8 @@ def test_parameters_of_no_optimiser_stay():
         (lambda: methods.EWC(pull="push"), "'gradient' or 'proximal'"),
         (lambda: methods.EWC(centres="all"), "'latest' or 'separate'"),
         (lambda: methods.L2SP(tau=0), "tau"),
+        (lambda: methods.EWC(labels="exakt"), "Did you mean 'exact'"),
+        (lambda: methods.EWC(samples=-3), "samples"),
     ],
 )
 def test_bad_settings(build, words):

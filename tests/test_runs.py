@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -71,7 +72,9 @@ def test_killed_and_resumed_gives_the_same_bits(whole, tmp_path, event, how):
 @pytest.mark.parametrize("k", range(int(os.environ.get("RETAIN_KILLS", 1))))
 def test_killed_again_and_again_at_any_instant(whole, tmp_path, k):
     """Three kills at random instants, imports and writes included; RETAIN_KILLS repeats it."""
-    draw = random.Random(k if "RETAIN_KILLS" in os.environ else time.time_ns())
+    seed = k if "RETAIN_KILLS" in os.environ else time.time_ns()
+    print(f"seed {seed}")  # shown by pytest if this fails
+    draw = random.Random(seed)
     for _ in range(3):
         process = start(tmp_path, "--resume")
         time.sleep(draw.uniform(0, 12))
@@ -84,16 +87,55 @@ def test_killed_again_and_again_at_any_instant(whole, tmp_path, k):
 
 
 def test_a_finished_run_is_not_run_again_and_seeds_can_be_added(whole, tmp_path):
-    run = next(list_runs(whole))
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    run = next(list_runs(tmp_path))
     before = (run.path / "seed-0" / "result.json").stat().st_mtime_ns
-    done = start(whole, "--seeds", "3")
+    done = start(tmp_path, "--seeds", "3")
     _, errors = done.communicate(timeout=300)
     assert done.returncode == 0, errors
     assert run.seeds() == [0, 1, 2] and (run.path / "seed-0" / "result.json").stat().st_mtime_ns == before
-    for name in ("result.json", "events.jsonl"):
-        (run.path / "seed-2" / name).unlink()
-    (run.path / "seed-2").rename(tmp_path / "away")
-    start(whole).communicate(timeout=300)
+    again = start(tmp_path)  # two seeds asked for: the third is not hidden
+    said, _ = again.communicate(timeout=300)
+    assert again.returncode == 0 and "over 3 seeds" in said and run.spec()["settings"]["seeds"] == 3
+
+
+def test_two_processes_do_not_write_into_one_run(whole, tmp_path):
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    run = next(list_runs(tmp_path))
+    study = find("forgetting")
+    spec = study.spec_type.parse(run.spec()["settings"])
+    with run.locked(), pytest.raises(RetainError, match="another process"):
+        execute(study, spec, tmp_path)
+
+
+def test_mistakes_write_nothing_and_fresh_spares_other_specs(whole, tmp_path):
+    study = find("forgetting")
+    with pytest.raises(InputError, match="train-images"):
+        execute(study, study.spec("quick", ["embedded=false", "data=/nowhere"]), tmp_path)
+    with pytest.raises(InputError, match="at most"):
+        execute(study, study.spec("quick", ["fisher_samples=99999"]), tmp_path)
+    with pytest.raises(InputError, match="run's folder"):
+        execute(study, study.spec("quick"), tmp_path, at=tmp_path / "nothing", resume=True)
+    assert not list(tmp_path.iterdir())
+    run = next(list_runs(whole))
+    with pytest.raises(InputError, match=r"lr: 0\.1 there, 0.5 here"):
+        execute(study, study.spec_type.parse({**run.spec()["settings"], "lr": 0.5}), tmp_path, at=run.path, resume=True, fresh=True)
+    assert run.seeds() == [0, 1]
+
+
+def test_shortened_events_are_no_harm(whole, tmp_path):
+    process = start(tmp_path)
+    while not list(tmp_path.rglob("plain.safetensors")):
+        time.sleep(0.01)
+    process.kill()
+    process.communicate(timeout=60)
+    next(tmp_path.rglob("events.jsonl")).write_text("")
+    resumed = start(tmp_path, "--resume")
+    _, errors = resumed.communicate(timeout=300)
+    assert resumed.returncode == 0, errors
+    for path in tmp_path.rglob("events.jsonl"):
+        assert all(json.loads(line) for line in path.read_text().splitlines())
+    assert {k: v for k, v in contents(tmp_path).items() if "seed-0/events" not in k} == {k: v for k, v in contents(whole).items() if "seed-0/events" not in k}
 
 
 def test_a_changed_spec_is_refused_with_the_difference(whole):
@@ -106,8 +148,6 @@ def test_a_changed_spec_is_refused_with_the_difference(whole):
 def test_another_torch_is_refused_unless_forced(whole, tmp_path):
     run = next(list_runs(whole))
     copy = tmp_path / "copy"
-    import shutil
-
     shutil.copytree(run.path, copy)
     (copy / "seed-1" / "result.json").unlink()
     environment = json.loads((copy / "env.json").read_text())

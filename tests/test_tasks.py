@@ -86,6 +86,12 @@ def test_order_follows_the_generator(make):
         (lambda: tasks.sequence(Task(pair(width=3), id="a"), Task(pair(width=4), id="b")), "inputs of task 'b'"),
         (lambda: tasks.sequence(Task(pair(), id="a"), Task(pair(), id="a")), "different id"),
         (lambda: tasks.sequence(pair(), pair(), scenario="tsk"), "'task'"),
+        (
+            lambda: tasks.sequence(Task((torch.zeros(2, 1), torch.zeros(2, 1)), likelihood=Gaussian(), classes=(0,)), scenario="task"),
+            "Only classes can compete",
+        ),
+        (lambda: Task((torch.zeros(2, 3, dtype=torch.uint8), torch.zeros(2).long())), "float() / 255"),
+        (lambda: list(Task([((torch.tensor([[float("nan")]]),), torch.zeros(1).long())], n=1).batches(1)), "batch 0"),
         (lambda: tasks.split(Task(pair(classes=3, n=12)), 2), "divisor of the 3 classes"),
         (lambda: tasks.split(Task(pair()), 2, order=[0, 5]), "permutation"),
         (lambda: tasks.mnist("/nowhere"), "RETAIN_DATA"),

@@ -168,8 +168,6 @@ def test_batchnorm_policies(blobs, policy):
     model = WithNorm()
     first = retain.learn(model, stream[:1], watch=stream, epochs=2, batchnorm=policy)
     before = model.layers[1].running_mean.clone()
-    whole = WithNorm()
-    whole.load_state_dict(WithNorm().state_dict())
     result = retain.learn(model, stream, after=first, epochs=2, batchnorm=policy)
     moved = not torch.equal(model.layers[1].running_mean, before)
     assert moved == (policy != "freeze")
@@ -254,6 +252,130 @@ def test_bad_settings(call, words, blobs, net):
 def test_a_loss_that_explodes_is_an_error(blobs, net):
     with pytest.raises(RetainError, match=r"no longer finite in epoch \d+ .*lr=1e\+08"):
         retain.learn(net(), [blobs(1)], optimizer="momentum", lr=1e8, epochs=50)
+
+
+def test_one_loader_is_one_task_and_a_bare_task_is_refused(blobs, net):
+    loader = DataLoader(TensorDataset(blobs(1).data.inputs, blobs(1).data.targets), batch_size=20)
+    assert retain.learn(net(), [loader]).accuracy.shape == (2, 1)
+    for wrong in (loader, blobs(1), None):
+        with pytest.raises(InputError, match="a list of tasks"):
+            retain.learn(net(), wrong)
+
+
+def test_labels_are_checked_beyond_the_first_batch(blobs, net):
+    x, y = blobs(1).data.inputs, blobs(1).data.targets.clone()
+    y[-1] = 7
+    loader = DataLoader(TensorDataset(x, y), batch_size=16)
+    for data, test in (((x, y), None), (loader, None), (blobs(1).data, (x, y))):
+        with pytest.raises(InputError, match="labels from 0 to 2"):
+            retain.learn(net(), [Task(data, test=test, id="late", classes=(0, 1, 2))], batch_size=16)
+    with pytest.raises(InputError, match="active classes"):
+        retain.learn(net(), tasks.sequence(Task((x, blobs(1).data.targets), classes=(0, 1)), scenario="task"))
+    with pytest.raises(InputError, match=r"inputs of task 'wide': expected what Sequential takes, found torch.float32 \[60, 9\]"):
+        retain.learn(net(), [Task((torch.zeros(60, 9), blobs(1).data.targets), id="wide")])
+
+
+def test_the_schedule_counts_a_loaders_own_batches(blobs, net):
+    rates = []
+
+    class Spy(methods.Method):
+        def after_step(self, model, optimizer):
+            rates.append(optimizer.param_groups[0]["lr"])
+
+    loader = DataLoader(TensorDataset(blobs(1).data.inputs, blobs(1).data.targets), batch_size=6)
+    retain.learn(net(), [loader], Spy(), epochs=2, lr=0.1, schedule="cosine")
+    assert len(rates) == 20 and rates[10] == pytest.approx(0.05) and rates == sorted(rates, reverse=True)
+
+
+def test_a_loader_with_its_own_generator_repeats(blobs, net):
+    def run():
+        loader = DataLoader(TensorDataset(blobs(1).data.inputs, blobs(1).data.targets), batch_size=6, shuffle=True, generator=torch.Generator())
+        loader.generator.seed()
+        return flat(retain.learn(net(), [loader], seed=2).model)
+
+    assert torch.equal(run(), run())
+
+
+def test_a_task_resumed_inside_restores_what_begin_did(blobs, net):
+    """A method that freezes a teacher in begin ends with the same bits when it is interrupted."""
+
+    class Teacher(methods.Method):
+        def begin(self, model, task):
+            self.old = flat(model).clone()
+
+        def before_step(self, model, optimizer):
+            model[0].weight.grad += self.old[: model[0].weight.numel()].view_as(model[0].weight)
+
+        def state_dict(self):
+            return {"old": self.old}
+
+        def load_state_dict(self, state, model):
+            self.old = state["old"]
+
+    class Memory:
+        def __init__(self, stop=None):
+            self.stop, self.kept, self.count = stop, None, 0
+
+        def event(self, kind, **fields):
+            self.count += 1
+            if self.count == self.stop:
+                raise KeyboardInterrupt
+
+        def save(self, state, *, final=False):
+            import copy
+
+            self.kept = copy.deepcopy(state())
+
+        def load(self):
+            return self.kept
+
+    stream = tasks.sequence(blobs(1), blobs(2))
+    whole = retain.learn(net(), stream, Teacher(), epochs=4)
+    memory = Memory(stop=7)
+    with pytest.raises(KeyboardInterrupt):
+        retain.learn(net(), stream, Teacher(), epochs=4, recorder=memory)
+    memory.stop = None
+    again = retain.learn(net(), stream, Teacher(), epochs=4, recorder=memory)
+    assert torch.equal(flat(whole.model), flat(again.model)) and whole.rows == again.rows and whole.history == again.history
+
+
+def test_r2_is_about_each_output():
+    y = torch.stack([torch.randn(50), 100 + torch.randn(50)], 1)
+    g = Gaussian()
+    assert g.score(g.tally(y.mean(0).expand_as(y), y)) == pytest.approx(0, abs=1e-6)
+
+
+def test_a_batch_of_padding_weighs_nothing():
+    assert float(Tokens().mean_nll(torch.randn(1, 2, 3), torch.full((1, 2), -100))) == 0
+
+
+def test_evaluation_leaves_modes_and_caches_alone(blobs):
+    model = WithNorm()
+    model.layers[1].eval()
+    evaluate(model, blobs(1))
+    assert model.training and not model.layers[1].training
+
+    class Caching(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.cache = nn.Linear(4, 3), None
+
+        def forward(self, x):
+            if self.cache is None:
+                self.cache = x.new_ones(1)
+            return self.layer(x) * self.cache
+
+    retain.learn(Caching(), [blobs(1)])
+
+
+def test_joint_training_is_asked_for_all_its_classes():
+    digits = tasks.digits()
+    stream = tasks.split(digits, 2, scenario="class")
+    result = retain.learn(models.MLP(64, 16, 10, seed=0), [tasks.union(*stream.tasks)], watch=stream, epochs=5)
+    from dataclasses import replace
+
+    full = [evaluate(result.model, replace(task, active=None)).score for task in stream.tasks]
+    assert result.rows[-1] == full
 
 
 # ---- the guard
@@ -341,6 +463,33 @@ def test_guard_under_a_gradient_scaler(blobs, net, fused):
     assert not torch.allclose(before, scaled)
     before, skipped, counted = step(torch.amp.GradScaler("cpu", init_scale=1024.0), blow_up=True)
     assert torch.equal(before, skipped) and counted == 0
+
+
+def test_guard_unscales_every_parameter_of_a_fused_optimiser(blobs, net):
+    model, other, method = net(), nn.Linear(2, 1), methods.EWC()
+    optimizer = torch.optim.SGD([*model.parameters(), *other.parameters()], lr=0.1, fused=True)
+    retain.attach(method, model, optimizer, blobs(1))
+    before = other.weight.detach().clone()
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scaler.scale(other(torch.ones(1, 2)).sum() + model(torch.ones(1, 4)).sum()).backward()
+    scaler.step(optimizer)
+    assert torch.allclose(other.weight.detach(), before - 0.1)
+
+
+def test_guard_takes_loaders_and_warns_of_batch_norm(blobs, net):
+    from retain.errors import RetainWarning
+
+    loader = DataLoader(TensorDataset(blobs(1).data.inputs, blobs(1).data.targets), batch_size=20)
+    model, method = net(), methods.EWC()
+    method.consolidate(model, loader)
+    assert method.belief.n == 60
+    guard = retain.attach(method, model, torch.optim.SGD(model.parameters(), lr=0.1), loader)
+    guard.consolidate()
+    with pytest.raises(RetainError, match="twice"):
+        guard.consolidate()
+    normed = WithNorm()
+    with pytest.warns(RetainWarning, match="batch-norm"):
+        retain.attach(methods.L2SP(), normed, torch.optim.SGD(normed.parameters(), lr=0.1), loader)
 
 
 def test_guard_refuses_what_it_cannot_do(blobs, net):

@@ -62,8 +62,8 @@ def run(
         settings.append(f"start={json.dumps(_start(from_, out))}")
     answers = []
     for one in found:
-        if at is not None and preset is None and not settings:
-            spec = _stored_spec(one, at)
+        if at is not None and preset is None:
+            spec = _stored_spec(one, at).changed(settings)
         else:
             spec = one.spec(preset or "quick", settings)
         if dry_run:
@@ -241,10 +241,13 @@ def _runs(out: Path) -> list[tuple[str, str]]:
 
     rows = []
     for found in list_runs(out):
-        spec = found.spec()
-        summary = found.path / "summary.json"
-        said = json.loads(summary.read_text())["headline"] if summary.exists() else "unfinished"
-        rows.append((f"{spec['study']}/{found.path.name}", f"{spec['settings']['preset']}, {len(found.seeds())} of {spec['settings']['seeds']} seeds: {said}"))
+        name = f"{found.path.parent.name}/{found.path.name}"
+        try:
+            settings = found.spec()["settings"]
+            said = found.read("summary.json")["headline"] if (found.path / "summary.json").exists() else "unfinished"
+            rows.append((name, f"{settings['preset']}, {len(found.seeds())} of {settings['seeds']} seeds: {said}"))
+        except (InputError, KeyError, TypeError) as error:  # one damaged run hides no other
+            rows.append((name, f"cannot be read: {error}"))
     return rows
 
 
@@ -273,6 +276,11 @@ def main() -> None:
         raise SystemExit(1) from None
     except BrokenPipeError:
         raise SystemExit(1) from None
+    except (OSError, MemoryError) as error:
+        typer.echo(f"Error: {error or 'out of memory'}", err=True)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import numbers
 from collections.abc import Iterable
 
 
@@ -69,7 +70,7 @@ def check_positive(parameter: str, value: float, *, zero: bool = False) -> float
     Raises:
         InputError: If it is not such a number.
     """
-    number = float(value) if isinstance(value, int | float) else float("nan")
+    number = float(value) if isinstance(value, numbers.Real) else float("nan")
     if number != number or number in (float("inf"), float("-inf")) or number < 0 or (number == 0 and not zero):
         raise InputError(parameter, "a finite number of at least 0" if zero else "a finite number above 0", repr(value))
     return number
@@ -89,6 +90,6 @@ def check_count(parameter: str, value: int, *, least: int = 1) -> int:
     Raises:
         InputError: If it is not such a number.
     """
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < least:
         raise InputError(parameter, f"a whole number of at least {least}", repr(value))
-    return value
+    return int(value)

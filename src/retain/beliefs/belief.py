@@ -23,7 +23,7 @@ class Belief:
     Args:
         centre: The weights at which the samples were learned, by canonical parameter name.
         precision: P, per sample.
-        n: How many samples stand behind it, at least 0; retention below 1 is stored here.
+        n: How many samples stand behind it, at least 0.
         prior: :math:`\delta`, the precision that every weight has without any sample; above 0, since many weights (dead pixels)
             have no Fisher at all.
 
@@ -89,8 +89,17 @@ class Belief:
         mean = self.precision.scaled(self.n / total).plus(precision.scaled(n / total))
         return Belief({**self.centre, **theta}, mean, total, self.prior)
 
+    def variance(self) -> dict[str, Tensor]:
+        r"""Variance of every weight that the belief knows, :math:`1 / (nP + \delta)`, by parameter name."""
+        return {name: (1 / (self.n * p + self.prior)).expand(self.centre[name].shape) for name, p in self.precision.values.items()}
+
+    def to(self, device: torch.device) -> Belief:
+        """The belief with its tensors on ``device``."""
+        centre, values = ({name: value.to(device) for name, value in part.items()} for part in (self.centre, self.precision.values))
+        return Belief(centre, Diagonal(values), self.n, self.prior)
+
     def fitted(self, model: nn.Module) -> Belief:
-        """The belief in the shape of a model: unknown parameters are free, and a grown head's new rows are free too.
+        """The belief in the shape and on the device of a model: unknown parameters are free, and so are a grown head's new rows.
 
         Args:
             model: The model that is to be pulled.
@@ -101,8 +110,8 @@ class Belief:
         Raises:
             InputError: If a parameter has shrunk or changed its shape otherwise.
         """
-        centre, values = dict(self.centre), dict(self.precision.values)
-        changed = False
+        here = self.to(next((p.device for p in model.parameters()), torch.device("cpu")))
+        centre, values = dict(here.centre), dict(here.precision.values)
         for name, p in named_parameters(model, trainable=False).items():
             if name not in values or p.shape == centre[name].shape:
                 continue
@@ -114,8 +123,7 @@ class Belief:
             grown = (0, 0) * (p.ndim - 1) + (0, p.shape[0] - old.shape[0])
             centre[name] = torch.cat([old, p.detach()[old.shape[0] :]])
             values[name] = F.pad(values[name].expand(old.shape), grown)
-            changed = True
-        return Belief(centre, Diagonal(values), self.n, self.prior) if changed else self
+        return Belief(centre, Diagonal(values), self.n, self.prior)
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values."""
@@ -155,7 +163,7 @@ def product(a: Belief, b: Belief) -> Belief:
         return b
     pa, pb = a.precision.scaled(a.n / total), b.precision.scaled(b.n / total)
     both = pa.plus(pb)
-    centre = {**a.centre, **b.centre}
+    centre = {**a.centre, **b.centre, **{name: a.centre[name] for name in pa.values if name not in pb}}
     for name in both.values:
         if name in pa and name in pb:
             weight, sure = pb.values[name].double(), both.values[name].double()

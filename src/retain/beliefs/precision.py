@@ -37,10 +37,6 @@ class Diagonal:
         r""":math:`\delta^\top P \delta`, summed in float64; parameters that are not known count nothing."""
         return sum(float((p.double() * delta[name].detach().double().square()).sum()) for name, p in self.values.items())
 
-    def product(self, delta: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        r""":math:`P \delta`, by parameter name."""
-        return {name: p * delta[name] for name, p in self.values.items()}
-
     def scaled(self, factor: float) -> Diagonal:
         """The precision times a factor of at least 0."""
         return Diagonal({name: p * factor for name, p in self.values.items()})

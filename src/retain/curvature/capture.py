@@ -26,20 +26,23 @@ class Capture:
         self.calls: dict[str, int] = {}
         self._versions: dict[str, int] = {}
         self._copied: set[str] = set()
-        self._handles: list[RemovableHandle] = []
+        self._handles: dict[str, RemovableHandle] = {}
 
     def __enter__(self) -> Capture:
         for name, module in self.modules.items():
-            self._handles.append(module.register_forward_hook(self._hook(name)))
+            self._handles[name] = module.register_forward_hook(self._hook(name))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        for handle in self._handles:
+        for handle in self._handles.values():
             handle.remove()
 
     def _hook(self, name: str):  # type: ignore[no-untyped-def]
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
             self.calls[name] = self.calls.get(name, 0) + 1
+            if not inputs or not isinstance(output, Tensor):  # called with keywords: not ours
+                self.calls[name] = 2
+                return None
             self.inputs[name], self.outputs[name] = inputs[0].detach(), output
             self._versions[name] = output._version
             return output.clone() if name in self._copied else None
@@ -49,6 +52,11 @@ class Capture:
     def clear(self) -> None:
         """Forget the last forward pass."""
         self.inputs, self.outputs, self.calls = {}, {}, {}
+
+    def drop(self, name: str) -> None:
+        """Watch this module no more."""
+        del self.modules[name]
+        self._handles.pop(name).remove()
 
     def stale(self) -> bool:
         """Whether an output was overwritten since; those are copied from now on, and the forward pass has to be repeated."""

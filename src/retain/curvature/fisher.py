@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import islice
 from typing import Any, Literal, get_args
 
@@ -13,14 +12,15 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from retain.curvature.capture import Capture
+from retain.curvature.persample import squares
 from retain.curvature.rules import RULES
 from retain.errors import InputError, RetainError, check_count, nearest
 from retain.likelihoods import Categorical, Gaussian, Likelihood, Tokens
-from retain.models.parameters import named_parameters, unwrap
+from retain.models.parameters import evaluating, named_parameters, unwrap
 from retain.seeds import generator, seeded
 from retain.tasks.batch import Batch, apply
 from retain.tasks.data import TensorData
-from retain.tasks.task import Task
+from retain.tasks.task import Task, as_task
 
 LabelRule = Literal["exact", "sampled", "empirical", "predicted"]
 _MOST_EXACT = 100
@@ -58,7 +58,7 @@ def fisher(
 
     The label rule says what y is. ``exact`` takes the expectation over the model's own answers in closed form, ``sampled`` draws
     them, ``empirical`` takes the data's label and ``predicted`` the most probable answer. Only the first two are the Fisher; on
-    a confident model the last two are too small by factors of 10 to 300 (Kunstner, Balles and Hennig 2019,
+    a confident model the last two are far too small (on the difference: Kunstner, Balles and Hennig 2019,
     https://arxiv.org/abs/1905.12558; van de Ven 2025, https://arxiv.org/abs/2502.11756). Squares are taken per sample, never of a
     batch's mean gradient.
 
@@ -99,44 +99,49 @@ def fisher(
         raise InputError("structure", "'diagonal'", repr(structure))
     check_count("batch_size", batch_size)
     check_count("draws", draws)
-    task = data if isinstance(data, Task) else _as_task(data, likelihood)
+    task = data if isinstance(data, Task) and likelihood is None else as_task(data, likelihood, n=1)  # n is not used here
+    if labels in ("empirical", "predicted") and isinstance(task.likelihood, Tokens):
+        raise InputError(
+            "labels", "'sampled' for sequences", repr(labels), "The tokens of a sequence share its gradient; only for drawn labels do their cross terms vanish."
+        )
     if labels == "predicted" and isinstance(task.likelihood, Gaussian):
         raise InputError("labels", "'exact', 'sampled' or 'empirical' for a Gaussian likelihood", "'predicted'", "At the predicted value every gradient is 0.")
     model = unwrap(model)
     parameters = named_parameters(model)
     if not parameters:
         raise RetainError("model: expected trainable parameters, found none. Unfreeze a layer first.")
-    device = next(iter(parameters.values())).device
+    anyone = next(iter(parameters.values()))
+    device, dtype = anyone.device, anyone.dtype
     totals = {name: torch.zeros(p.shape, dtype=torch.float64, device=device) for name, p in parameters.items()}
     draw = generator(seed, "labels")
     fast = _with_rules(model, parameters)
     covered: set[str] = set()
-    seen, checked = 0.0, False
-    with _evaluation(model), seeded(seed, "order"), Capture(fast) as capture:
-        for batch in _chosen(task.to(device), samples, batch_size, replacement, generator(seed, "samples")):
+    seen = 0.0
+    with evaluating(model), seeded(seed, "order"), Capture(fast) as capture:
+        for number, batch in enumerate(_chosen(task.to(device, dtype), samples, batch_size, replacement, generator(seed, "samples"))):
+            if number == 0:
+                _keep_trusted(capture, model, batch)
             with torch.enable_grad():
                 capture.clear()
                 outputs = apply(model, batch)
                 if capture.stale():
                     capture.clear()
                     outputs = apply(model, batch)
-            if not checked:
-                task.likelihood.check(outputs, batch.targets)
-                checked = True
+            task.check(outputs, batch.targets, first=number == 0)
             vectors = _vectors(task, outputs, batch.targets, labels, draws, draw)
-            once = [name for name in fast if capture.calls.get(name) == 1]
+            once = [name for name in fast if capture.calls.get(name) == 1 and len(capture.inputs[name]) == len(batch.targets)]
             gradients = _at_outputs(outputs, [capture.outputs[name] for name in once], vectors)
             covered = set()
             for name, gradient in zip(once, gradients, strict=True):
-                for part, squares in RULES[type(fast[name])](fast[name], capture.inputs[name], gradient).items():
+                for part, found in RULES[type(fast[name])](fast[name], capture.inputs[name], gradient).items():
                     full = f"{name}.{part}" if name else part
                     if full in totals:
                         covered.add(full)
-                        totals[full] += squares
+                        totals[full] += found
             rest = {name: p for name, p in parameters.items() if name not in covered}
             if rest:
-                for name, squares in _slow(model, rest, batch, vectors).items():
-                    totals[name] += squares
+                for name, values in squares(model, rest, batch, vectors).items():
+                    totals[name] += values
             seen += float(task.likelihood.units(batch.targets).sum())
     draws_taken = draws if labels == "sampled" else 1
     result = {name: (total / (seen * draws_taken)).to(parameters[name].dtype) for name, total in totals.items()}
@@ -144,11 +149,6 @@ def fisher(
         if not bool(torch.isfinite(values).all()):
             raise InputError(f"gradient of '{name}'", "finite numbers", "NaN or infinity", "Check the model's weights and the data.")
     return Fisher(result, seen, labels, tuple(name for name in parameters if name not in covered))
-
-
-def _as_task(data: Any, likelihood: Likelihood | None) -> Task:
-    # n is not used here, so a loader of unknown length is welcome
-    return Task(data, likelihood=likelihood or Categorical(), n=1, id="data")
 
 
 def _chosen(task: Task, samples: int | None, batch_size: int, replacement: bool, draw: torch.Generator) -> Iterator[Batch]:
@@ -174,17 +174,6 @@ def _chosen(task: Task, samples: int | None, batch_size: int, replacement: bool,
             return
 
 
-@contextmanager
-def _evaluation(model: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
 def _with_rules(model: nn.Module, parameters: dict[str, nn.Parameter]) -> dict[str, nn.Module]:
     """Modules with a closed form whose parameters belong to them alone."""
     owners: Counter[int] = Counter()
@@ -195,10 +184,40 @@ def _with_rules(model: nn.Module, parameters: dict[str, nn.Parameter]) -> dict[s
         name: module
         for name, module in model.named_modules()
         if type(module) in RULES
-        and not module._forward_hooks_with_kwargs
+        and not module._forward_hooks
+        and not module._forward_pre_hooks
         and all(owners[id(p)] == 1 for p in module._parameters.values() if p is not None)
         and any(id(p) in trainable for p in module._parameters.values())
     }
+
+
+def _keep_trusted(capture: Capture, model: nn.Module, batch: Batch) -> None:
+    """Drop layers whose closed form would not be the whole gradient, found with a single sample.
+
+    A layer's first axis has to be the sample, and its weight must not be used beside it (``F.linear(h, layer.weight)``): the
+    gradient through the captured output has to be the weight's whole gradient.
+    """
+    single = Batch(tree_map(lambda t: t[:1] if isinstance(t, Tensor) else t, batch.inputs), batch.targets[:1], batch.task)
+    capture.clear()
+    with torch.enable_grad():
+        outputs = apply(model, single)
+        if capture.stale():
+            capture.clear()
+            outputs = apply(model, single)
+        direction = torch.arange(1, outputs.numel() + 1, device=outputs.device, dtype=outputs.dtype).reshape(outputs.shape) / outputs.numel()
+        for name, layer in list(capture.modules.items()):
+            if capture.calls.get(name) != 1 or len(capture.inputs[name]) != 1:
+                capture.drop(name)
+                continue
+            own = [p for p in layer.parameters(recurse=False) if p.requires_grad]
+            whole = torch.autograd.grad(outputs, own, direction, retain_graph=True, allow_unused=True)
+            (at,) = torch.autograd.grad(outputs, capture.outputs[name], direction, retain_graph=True, allow_unused=True)
+            if at is None:
+                capture.drop(name)
+                continue
+            through = torch.autograd.grad(capture.outputs[name], own, at, retain_graph=True)
+            if any(w is None or not torch.allclose(w, t, rtol=1e-3, atol=1e-6 + 1e-4 * float(t.abs().max())) for w, t in zip(whole, through, strict=True)):
+                capture.drop(name)
 
 
 def _vectors(task: Task, outputs: Tensor, targets: Tensor, labels: str, draws: int, draw: torch.Generator) -> Tensor:
@@ -240,33 +259,3 @@ def _at_outputs(outputs: Tensor, layers: list[Tensor], vectors: Tensor) -> list[
     return [
         torch.zeros(len(vectors), *layer.shape, device=layer.device, dtype=layer.dtype) if g is None else g for layer, g in zip(layers, batched, strict=True)
     ]
-
-
-@torch.no_grad()  # the transforms differentiate all the same; no graph outlives them
-def _slow(model: nn.Module, parameters: dict[str, nn.Parameter], batch: Batch, vectors: Tensor) -> dict[str, Tensor]:
-    """Sums of squared per-sample gradients by ``vmap``; squares are summed within chunks, so memory stays bounded."""
-    free = {name: p.detach() for name, p in parameters.items()}
-
-    def squares(inputs: Any, v: Tensor) -> dict[str, Tensor]:
-        single = tree_map(lambda t: t.unsqueeze(0) if isinstance(t, Tensor) else t, inputs)
-
-        def forward(values: dict[str, Tensor]) -> Tensor:
-            def call(*args: Any, **kwargs: Any) -> Any:
-                return torch.func.functional_call(model, values, args, kwargs)
-
-            return apply(call, Batch(single, batch.targets[:1], batch.task))[0]  # type: ignore[arg-type]
-
-        _, pull = torch.func.vjp(forward, free)[:2]
-        rows = torch.func.vmap(lambda vector: pull(vector)[0])(v)
-        return {name: g.square().sum(0) for name, g in rows.items()}
-
-    size = sum(p.numel() for p in free.values()) * len(vectors)
-    step = max(1, (1 << 24) // size)
-    totals = {name: torch.zeros_like(p) for name, p in free.items()}
-    per_sample = vectors.transpose(0, 1)
-    for start in range(0, len(batch.targets), step):
-        part = slice(start, start + step)
-        inputs = tree_map(lambda t, part=part: t[part] if isinstance(t, Tensor) else t, batch.inputs)
-        for name, values in torch.func.vmap(squares)(inputs, per_sample[part]).items():
-            totals[name] += values.sum(0)
-    return totals

@@ -62,7 +62,7 @@ class Likelihood(ABC):
         nll, units = self.nll(outputs, targets), self.units(targets)
         if weight is not None:
             nll, units = nll * weight, units * weight
-        return nll.sum() / units.sum()
+        return nll.sum() / units.sum().clamp_min(torch.finfo(nll.dtype).tiny)  # a batch of padding alone weighs nothing
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and vars(self) == vars(other)

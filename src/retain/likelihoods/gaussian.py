@@ -54,10 +54,11 @@ class Gaussian(Likelihood):
         check_same_shape(outputs, targets, where)
 
     def tally(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        y, error = targets.double(), (outputs - targets).double()
-        return torch.stack([error.square().sum(), y.sum(), y.square().sum(), torch.tensor(float(y.numel()), device=y.device).double()])
+        y, error = targets.double().flatten(1), (outputs - targets).double()
+        count = torch.full((1,), len(y), device=y.device, dtype=torch.float64)
+        return torch.cat([error.square().sum()[None], count, y.sum(0), y.square().sum(0)])
 
     def score(self, tally: Tensor) -> float:
-        error, total, squares, count = (float(value) for value in tally)
-        spread = squares - total**2 / count
-        return 1.0 - error / spread if spread > 0 else float("nan")
+        total, squares = tally[2:].chunk(2)
+        spread = float((squares - total.square() / tally[1]).sum())
+        return 1.0 - float(tally[0]) / spread if spread > 0 else float("nan")

@@ -26,11 +26,11 @@ class Method:
     """Key of the paper in ``references.bib``."""
 
     def prepare(self, model: nn.Module) -> nn.Module:
-        """Change the model once, before any optimiser exists."""
+        """Change the model before any optimiser exists; a model that it has changed before is returned as it is."""
         return model
 
     def begin(self, model: nn.Module, task: Task) -> None:
-        """Before a task is learned."""
+        """Before a task is learned. When a task is gone on with, :meth:`load_state_dict` follows and has to restore what this did."""
 
     def augment(self, batch: Batch, model: nn.Module) -> Batch:
         """Add to a batch, such as old examples."""

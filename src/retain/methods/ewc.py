@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from torch import nn
 
 from retain.beliefs import Belief, Diagonal, product
 from retain.curvature import LabelRule, fisher
-from retain.errors import InputError
+from retain.errors import InputError, check_count, nearest
 from retain.methods.quadratic import Pull, Quadratic, _weights
-from retain.tasks.task import Task
+from retain.tasks.task import Task, as_task
 
 
 class EWC(Quadratic):
@@ -61,6 +61,11 @@ class EWC(Quadratic):
         seed: int = 0,
     ) -> None:
         super().__init__(strength, pull)
+        if labels not in get_args(LabelRule):
+            raise InputError("labels", "a label rule", repr(labels), nearest(str(labels), get_args(LabelRule)))
+        check_count("draws", draws)
+        if samples is not None:
+            check_count("samples", samples)
         if centres not in ("latest", "separate"):
             raise InputError("centres", "'latest' or 'separate'", repr(centres))
         self.labels: LabelRule = labels
@@ -69,6 +74,7 @@ class EWC(Quadratic):
 
     def consolidate(self, model: nn.Module, task: Task) -> None:
         """Measure the Fisher on the task's training data and take it into the belief."""
+        task = as_task(task)
         found = fisher(model, task, self.labels, samples=self.samples, replacement=self.replacement, draws=self.draws, seed=self.seed)
         theta, precision = _weights(model), Diagonal(found)
         centre = {name: theta[name] for name in precision.values}

@@ -48,10 +48,10 @@ class L2SP(Quadratic):
     def __init__(self, strength: float = 1.0, tau: float = 0.1, *, exclude: Sequence[str] = (), pull: Pull = "gradient") -> None:
         super().__init__(strength, pull)
         self.tau = check_positive("tau", tau)
-        self.exclude = tuple(exclude)
+        self.exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
 
-    def consolidate(self, model: nn.Module, task: Task) -> None:
-        """Centre the prior at the model's weights."""
+    def consolidate(self, model: nn.Module, task: Task | None = None) -> None:
+        """Centre the prior at the model's weights; the task is not read."""
         names = [name for name in named_parameters(model) if not any(fnmatch(name, pattern) for pattern in self.exclude)]
         theta = _weights(model)
         self.belief = Belief({name: theta[name] for name in names}, Identity(names), 1 / self.tau**2)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -57,20 +56,20 @@ class Quadratic(Method):
             raise InputError("pull", "'gradient' or 'proximal'", repr(pull))
         self.pull = pull
         self.belief: Belief | None = None
-        self._rate = 0.0
+        self._new = 0  # samples of the new task
         self._terms: list[_Term] | None = None
         self._checked = False
 
     def begin(self, model: nn.Module, task: Task) -> None:
         """Fit the belief to the model and weigh it against the new task's size."""
         self._terms, self._checked = None, False
+        self._new = task.n
         if self.belief is not None:
             self.belief = self.belief.fitted(model)
-            self._rate = self.strength * self.belief.n / task.n
 
     def energy(self, model: nn.Module) -> float:
         """The belief's energy at the model's weights in nats; 0 before anything was learned."""
-        return 0.0 if self.belief is None else self.belief.energy(_weights(model))
+        return 0.0 if self.belief is None else self.belief.fitted(model).energy(_weights(model))
 
     def before_step(self, model: nn.Module, optimizer: Optimizer) -> None:
         """Add the pull to the gradients."""
@@ -82,6 +81,8 @@ class Quadratic(Method):
         with torch.no_grad():
             for term in self._terms:
                 if term.parameter.grad is None:
+                    if torch.equal(term.parameter, term.centre):
+                        continue  # not reached by the loss and in place: the optimiser is to leave it alone
                     term.parameter.grad = torch.zeros_like(term.parameter)
                 torch.sub(term.parameter, term.centre, out=term.scratch)
                 term.parameter.grad.addcmul_(term.scratch, term.weight)
@@ -101,13 +102,14 @@ class Quadratic(Method):
                 torch.lerp(term.centre, term.parameter, term.scratch, out=term.parameter.data)
 
     def _active(self, model: nn.Module) -> bool:
-        if self.belief is None or self._rate == 0:
+        if self.belief is None or self.strength == 0 or not self._new:
             return False
         if self._terms is None:  # parameters, centre and rP side by side, once a task
             self._terms = []
+            rate = self.strength * self.belief.n / self._new
             for name, parameter in named_parameters(model).items():
                 if name in self.belief.precision:
-                    weight = (self.belief.precision.values[name].to(parameter) * self._rate).to(parameter.dtype)
+                    weight = (self.belief.precision.values[name].to(parameter) * rate).to(parameter.dtype)
                     self._terms.append(
                         _Term(parameter, self.belief.centre[name].to(parameter), weight.expand_as(parameter), torch.empty_like(parameter.detach()))
                     )
@@ -120,11 +122,13 @@ class Quadratic(Method):
         if not isinstance(optimizer, torch.optim.SGD) or self._terms is None:
             return
         stiffest = max(float(term.weight.max()) for term in self._terms)
-        group = optimizer.param_groups[0]
-        if float(group["lr"]) * stiffest > 2 * (1 + group["momentum"]):
+        group = max(optimizer.param_groups, key=lambda group: float(group["lr"]))
+        rate, beta = float(group["lr"]), float(group["momentum"])
+        limit = 2 * (1 + beta) / (1 + 2 * beta if group["nesterov"] else 1)
+        if rate * stiffest > limit:
             warnings.warn(
-                f"The pull of {self} diverges under SGD at lr={float(group['lr']):g}: lr times its stiffness is "
-                f"{float(group['lr']) * stiffest:.3g}, above {2 * (1 + group['momentum']):g}. Use pull='proximal', or a smaller strength or lr.",
+                f"The pull of {self} diverges under SGD at lr={rate:g}: lr times its stiffness is {rate * stiffest:.3g}, "
+                f"above {limit:.3g}. Use pull='proximal', or a smaller strength or lr.",
                 RetainWarning,
                 stacklevel=2,
             )
@@ -139,10 +143,7 @@ class Quadratic(Method):
         if state["belief"] is None:
             self.belief = None
             return
-        device = next(model.parameters()).device
-        move: Callable[[dict[str, Tensor]], dict[str, Tensor]] = lambda values: {k: v.to(device) for k, v in values.items()}  # noqa: E731
-        stored = state["belief"]
-        self.belief = Belief.from_state_dict({**stored, "centre": move(stored["centre"]), "precision": move(stored["precision"])})
+        self.belief = Belief.from_state_dict(state["belief"]).to(next(model.parameters()).device)
 
     def settings(self) -> dict[str, Any]:
         """Strength and pull."""

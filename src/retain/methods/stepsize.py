@@ -12,7 +12,7 @@ from retain.errors import RetainError
 def step_sizes(optimizer: Optimizer, parameters: list[torch.nn.Parameter]) -> list[Tensor | float]:
     r"""The inverse metric :math:`H^{-1}` of every parameter: how far one unit of lasting gradient moves it.
 
-    Plain SGD steps by lr, momentum beta in the long run by lr / (1 - beta), Adam and AdamW by
+    Plain SGD steps by lr, momentum beta in the long run by lr / (1 - beta) (times one minus the dampening), Adam and AdamW by
     :math:`\text{lr} / (\sqrt{\hat v} + \epsilon)`. A proximal step in the Euclidean metric instead would weaken the pull under Adam by
     :math:`\sqrt{\hat v}`, a factor of about 1000.
 
@@ -33,7 +33,8 @@ def step_sizes(optimizer: Optimizer, parameters: list[torch.nn.Parameter]) -> li
         if group is None:
             sizes.append(0.0)  # not trained by this optimiser, so it has not moved
         elif isinstance(optimizer, torch.optim.SGD) and not group.get("maximize"):
-            sizes.append(float(group["lr"]) / (1 - group["momentum"]))
+            lasting = (1 - group["dampening"]) / (1 - group["momentum"]) if 0 < group["momentum"] < 1 else 1.0
+            sizes.append(float(group["lr"]) * lasting)
         elif isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW) and not group.get("maximize"):
             state = optimizer.state[parameter]
             if not state:

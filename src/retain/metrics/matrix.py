@@ -76,8 +76,8 @@ def backward_transfer(R: Any) -> float:
 def forgetting(R: Any) -> float:
     r"""Loss from the best accuracy a task ever had, :math:`\frac{1}{T-1} \sum_{j<T-1} \max_{j<i<T} R_{i,j} - R_{T,j}`.
 
-    Chaudhry et al. 2018 (https://arxiv.org/abs/1801.10112), eq. 3: the maximum is over the rows from the task's own to the last
-    but one, so the value is negative where a task ends better than it ever was before.
+    After Chaudhry et al. 2018 (https://arxiv.org/abs/1801.10112), section 4. Departure: the maximum is over the rows from the task's
+    own to the last but one, since nothing is forgotten before it was learned. Negative where a task ends better than it ever was.
 
     Args:
         R: The accuracy matrix, ``[T + 1, T]``.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy as _copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from torch import nn
@@ -44,6 +46,18 @@ def named_parameters(model: nn.Module, *, trainable: bool = True) -> dict[str, n
         A dict in the model's own order.
     """
     return {name: p for name, p in unwrap(model).named_parameters() if p.requires_grad or not trainable}
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Inside the block the model is in evaluation mode; afterwards every module is in the mode it was in."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def copy(model: Module) -> Module:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -67,14 +69,21 @@ def command(study: str, settings: dict[str, Any]) -> str:
     preset = settings["preset"]
     base = find(study).spec(preset).model_dump(mode="json")
     changes = {key: value for key, value in settings.items() if base.get(key) != value}
-    words = [f"retain run {study} --preset {preset}"]
+    words = ["retain", "run", study, "--preset", preset]
     for key, flag in (("seeds", "--seeds"), ("data", "--data"), ("start", "--from")):
         if key in changes:
-            words.append(f"{flag} {changes.pop(key)}")
-    words += [
-        f"--set {key}={str(value).replace(' ', '').lower() if isinstance(value, bool) else str(value).replace(' ', '')}" for key, value in changes.items()
-    ]
-    return " ".join(words)
+            words += [flag, str(changes.pop(key))]
+    for key, value in changes.items():
+        words += ["--set", f"{key}={json.dumps(value, separators=(',', ':'))}"]
+    return shlex.join(words)
+
+
+def _whole(run: Run) -> bool:
+    """Whether a run's files can be read; one damaged run is to hide no other."""
+    try:
+        return "preset" in run.spec()["settings"] and "headline" in run.read("summary.json")
+    except (InputError, KeyError, TypeError):
+        return False
 
 
 def write_index(out: Path) -> Path:
@@ -89,7 +98,7 @@ def write_index(out: Path) -> Path:
     studies = []
     runs = list(list_runs(out))
     for name in names():
-        mine = [run for run in runs if run.path.parent.name == name and (run.path / "summary.json").exists() and (run.path / "report.html").exists()]
+        mine = [run for run in runs if run.path.parent.name == name and (run.path / "report.html").exists() and _whole(run)]
         entries = [
             {
                 "run": run,

@@ -32,7 +32,7 @@ def execute(
         out: The folder of runs; the run is ``OUT/STUDY/HASH``.
         at: Go on with the run in this folder, which has to be of the same spec.
         resume: Go on with an interrupted run. Without it an interrupted run is refused, so that nothing is overwritten.
-        fresh: Remove what is there and start anew.
+        fresh: Remove the seeds that are there and start anew.
         force: Go on under another version of torch, without the promise of equal bits.
         listener: Told of every event.
         every: Least seconds between two checkpoints of an arm; by default RETAIN_CHECKPOINT_SECONDS, or 2.
@@ -42,32 +42,41 @@ def execute(
 
     Raises:
         InputError: If the folder holds an interrupted run and neither ``resume`` nor ``fresh`` is given, or a run of another spec.
-        RetainError: If it was made with another version of torch.
+        RetainError: If it was made with another version of torch, or another process runs it.
     """
     import torch
 
     path = at or out / study.name / spec.fingerprint(study)
     run = Run(path, listener, float(os.environ.get("RETAIN_CHECKPOINT_SECONDS", 2)) if every is None else every)
-    content = {"study": study.name, "version": study.version, "settings": spec.model_dump(mode="json")}
-    if fresh and run.exists:
-        shutil.rmtree(path)
-    if run.exists:
-        _check(run, study, spec, resume=resume, force=force)
-    run.write("spec.json", content)
-    run.write("env.json", environment())
-    before = torch.get_num_threads()
-    torch.set_num_threads(spec.threads)
-    try:
-        for k in range(spec.seeds):
-            if not (path / f"seed-{k}" / "result.json").exists():
+    if at is not None and not run.exists:
+        raise InputError("--resume", "a run's folder", at, "See 'retain list runs'.")
+    study.check(spec)  # what is wrong with the settings or the data is said before anything is written
+    with run.locked():
+        if run.exists:
+            _check(run, study, spec, resume=resume, fresh=fresh, force=force)
+            if fresh:
+                for found in path.iterdir():
+                    if found.is_dir():
+                        shutil.rmtree(found)
+        seeds = max([spec.seeds, *(k + 1 for k in run.seeds())])  # results that are there are not hidden
+        settings = {**spec.model_dump(mode="json"), "seeds": seeds}
+        run.write("spec.json", {"study": study.name, "version": study.version, "settings": settings})
+        before = torch.get_num_threads()
+        torch.set_num_threads(spec.threads)
+        try:
+            for k in range(spec.seeds):
+                if (path / f"seed-{k}" / "result.json").exists():
+                    run.tidy(k)
+                    continue
+                run.write("env.json", environment())
                 folder = run.seed(k)
                 try:
                     folder.finish(study.run(spec, k, folder))
                 finally:
                     folder.close()
-    finally:
-        torch.set_num_threads(before)
-    summarise(study, spec, run)
+        finally:
+            torch.set_num_threads(before)
+        summarise(study, spec, run)
     return run
 
 
@@ -86,28 +95,25 @@ def summarise(study: Study, spec: Spec, run: Run) -> None:
     )
 
 
-def _check(run: Run, study: Study, spec: Spec, *, resume: bool, force: bool) -> None:
+def _check(run: Run, study: Study, spec: Spec, *, resume: bool, fresh: bool, force: bool) -> None:
     stored = run.spec()
     different = differences(stored.get("settings", {}), spec.model_dump(mode="json"), ignore=spec._unhashed)
     if stored.get("study") != study.name or stored.get("version") != study.version:
         different = [f"study {stored.get('study')} version {stored.get('version')} there, {study.name} version {study.version} here", *different]
     if different:
         raise InputError("--resume", f"the settings of {run.path}", "; ".join(different), "Pass the same settings, or run without --resume.")
-    unfinished = [folder.name for folder in sorted(run.path.glob("seed-*")) if not (folder / "result.json").exists()]
-    if unfinished and not resume:
-        raise InputError(
-            "run",
-            "a new run, or a finished one",
-            f"an interrupted one in {run.path} ({', '.join(unfinished)})",
-            "Pass --resume to go on with it, or --fresh to start anew.",
-        )
-    if not unfinished:
+    if fresh:
         return
-    made, now = run.read("env.json"), environment()
-    if made["torch"] != now["torch"] and not force:
-        raise RetainError(
-            f"{run.path} was made with torch {made['torch']}, this is {now['torch']}: equal bits cannot be promised. Pass --force to go on all the same."
+    begun = [folder for folder in sorted(run.path.glob("seed-*")) if not (folder / "result.json").exists() and any(folder.iterdir())]
+    if begun and not resume:
+        names = ", ".join(folder.name for folder in begun)
+        raise InputError(
+            "run", "a new run, or a finished one", f"an interrupted one in {run.path} ({names})", "Pass --resume to go on with it, or --fresh to start anew."
         )
+    if (run.path / "env.json").exists() and any(k not in run.seeds() for k in range(spec.seeds)):
+        made, now = run.read("env.json").get("torch"), environment()["torch"]
+        if made != now and not force:
+            raise RetainError(f"{run.path} was made with torch {made}, this is {now}: equal bits cannot be promised. Pass --force to go on all the same.")
 
 
 def differences(there: dict[str, Any], here: dict[str, Any], ignore: set[str] = frozenset()) -> list[str]:  # type: ignore[assignment]

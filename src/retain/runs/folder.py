@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -94,11 +95,11 @@ class Run:
             InputError: If it is missing or damaged.
         """
         try:
-            content: dict[str, Any] = json.loads((self.path / name).read_text())
+            content: dict[str, Any] = dict(json.loads((self.path / name).read_text()))
         except FileNotFoundError as error:
             raise InputError("run", f"a run folder with {name}", self.path, "See 'retain list runs'.") from error
-        except json.JSONDecodeError as error:
-            raise InputError("run", f"JSON in {self.path / name}", f"a damaged file ({error})", "Remove that file and pass --resume.") from error
+        except (ValueError, TypeError, OSError) as error:
+            raise InputError("run", f"JSON in {self.path / name}", f"a damaged file ({error})", "Remove it, and run the study again with --resume.") from error
         return content
 
     def write(self, name: str, content: Mapping[str, Any]) -> None:
@@ -114,6 +115,34 @@ class Run:
     def results(self, seeds: list[int] | None = None) -> list[dict[str, Any]]:
         """The results of finished seeds, in order."""
         return [revive(self.read(f"seed-{k}/result.json")) for k in (self.seeds() if seeds is None else seeds)]
+
+    def tidy(self, seed: int) -> None:
+        """Remove the checkpoints of a finished seed."""
+        shutil.rmtree(self.path / f"seed-{seed}" / "checkpoint", ignore_errors=True)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Inside the block no other process writes into this run.
+
+        Raises:
+            RetainError: If one does, or the folder cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = (self.path / ".lock").open("w")
+        except OSError as error:
+            raise RetainError(f"{self.path} could not be written: {error.strerror}. Choose another folder with --out.") from error
+        with file:
+            try:
+                import fcntl  # POSIX alone; elsewhere nobody is kept out
+            except ImportError:
+                yield
+                return
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise RetainError(f"{self.path} is in use: another process runs this. Wait for it, or pass another --out.") from error
+            yield
 
     def seed(self, seed: int) -> SeedFolder:
         """The folder of one seed, ready to be gone on with."""
@@ -139,7 +168,8 @@ class SeedFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._events = (self.path / "events.jsonl").open("ab")
-            self._events.truncate(max((state["offset"] for state in self._checkpoints.values()), default=0))
+            kept = max((state["offset"] for state in self._checkpoints.values()), default=0)
+            self._events.truncate(min(kept, (self.path / "events.jsonl").stat().st_size))
             self._events.seek(0, os.SEEK_END)
         except OSError as error:
             raise RetainError(f"{self.path} could not be opened: {error.strerror}.") from error
@@ -168,6 +198,7 @@ class SeedFolder:
 
     def checkpoint(self, arm: str, state: dict[str, Any]) -> None:
         """Write an arm's checkpoint, whole or not at all."""
+        os.fsync(self._events.fileno())  # the events that a checkpoint counts on are on the disk before it
         write_tree(self.path / "checkpoint" / f"{arm}.safetensors", {**state, "offset": self._events.tell()})
 
     def restored(self, arm: str) -> dict[str, Any] | None:
@@ -175,14 +206,16 @@ class SeedFolder:
         return self._checkpoints.pop(arm, None)
 
     def finish(self, result: dict[str, Any]) -> None:
-        """Write the result; the checkpoints are then of no more use."""
+        """Write the environment and the result; the checkpoints are then of no more use."""
+        self.run.write(f"seed-{self.seed}/env.json", environment())
         self.run.write(f"seed-{self.seed}/result.json", result)
         self.close()
-        shutil.rmtree(self.path / "checkpoint", ignore_errors=True)
+        self.run.tidy(self.seed)
 
     def close(self) -> None:
-        """Close the events."""
-        self._events.close()
+        """Close the events; what a full disk refuses was reported when it was written."""
+        with contextlib.suppress(OSError):
+            self._events.close()
 
 
 class ArmRecorder:

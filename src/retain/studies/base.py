@@ -7,6 +7,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from textwrap import shorten
 from typing import Any, ClassVar, Protocol, Self
 
 import yaml
@@ -25,9 +26,9 @@ class Spec(BaseModel):
     preset: str = Field("quick", description="the preset that the settings started from")
     seeds: int = Field(3, ge=1, description="repetitions, seeds 0 to N-1")
     data: str | None = Field(None, description="folder with the raw data files; default RETAIN_DATA, then a download")
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:0 or mps")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:0")
     start: str | None = Field(None, description="start from this run's (or saved) first-task model instead of training one")
-    threads: int = Field(2, ge=1, description="CPU threads; bits are promised at a fixed number")
+    threads: int = Field(2, ge=1, le=1024, description="CPU threads; bits are promised at a fixed number")
 
     _unhashed: ClassVar[set[str]] = {"preset", "seeds", "data"}
 
@@ -54,6 +55,8 @@ class Spec(BaseModel):
             key, equals, text = setting.partition("=")
             if not equals:
                 raise InputError("--set", "key=value", repr(setting))
+            if key == "preset":
+                raise InputError("--set", "a setting", "'preset'", "Pass --preset NAME.")
             if key not in type(self).model_fields:
                 raise InputError("--set", "a setting of this study", repr(key), nearest(key, type(self).model_fields))
             try:
@@ -81,7 +84,8 @@ class Spec(BaseModel):
             first = error.errors()[0]
             place = ".".join(map(str, first["loc"])) or "spec"
             hint = nearest(place, cls.model_fields) if first["type"] == "extra_forbidden" else ""
-            raise InputError(place, first["msg"], repr(first["input"]), hint) from error
+            expected = first["msg"].removeprefix("Input should be ")
+            raise InputError(place, expected, shorten(repr(first["input"]), 80), hint) from error
 
 
 class Keeper(Protocol):
@@ -168,6 +172,10 @@ class Study(ABC):
     @abstractmethod
     def plan(self, spec: Any) -> Plan:
         """Measure one batch and say how large the job is."""
+
+    @abstractmethod
+    def check(self, spec: Any) -> None:
+        """Raise if the settings, the data or the device cannot be had, before anything is written."""
 
     @abstractmethod
     def stages(self, spec: Any) -> list[str]:

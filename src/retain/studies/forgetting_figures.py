@@ -200,11 +200,11 @@ def norms(results: Results) -> Bars:
         caption=(
             f"Over all layers, trained / fresh: {'; '.join(f'{rule} {a:.2g} / {b:.2g}' for rule, a, b in zip(RULES, *totals, strict=True))}. "
             "'exact' and 'sampled' take labels from the model's own answers: they estimate the Fisher. 'empirical' takes the data's label and "
-            "'predicted' the model's best answer. A network that is confident and right has almost no gradient there, so on the trained one these two "
-            f"are {totals[0][0] / totals[0][2]:.1f} and {totals[0][0] / totals[0][3]:.1f} times smaller than the Fisher, and the more so the longer it "
-            "trains. Before training no answer is confident and the first three agree; 'predicted' is larger, since an untrained network gives nearly "
-            "every image the same answer. So whether the norm grows or shrinks with training depends on the layer and on the label rule: the tutorial, "
-            "which found it larger after training, looked at the first layer under 'predicted'."
+            "'predicted' the model's best answer. A network that is confident and right has almost no gradient there, so the longer it trains, the "
+            f"further these two fall below the Fisher; here, on the trained network, they are {totals[0][2] / totals[0][0]:.2g} and "
+            f"{totals[0][3] / totals[0][0]:.2g} times the exact norm. On the fresh one, which is sure of nothing, they are "
+            f"{totals[1][2] / totals[1][0]:.2g} and {totals[1][3] / totals[1][0]:.2g} times. Whether the norm grows with training depends on the layer and on "
+            "the label rule: the tutorial, which found it larger after training, looked at the first layer under 'predicted'."
         ),
     )
 

@@ -7,8 +7,8 @@ scenario that says which outputs compete for each of them.
 from retain.tasks.batch import Batch, apply
 from retain.tasks.data import Data, LoaderData, TensorData
 from retain.tasks.sources import arrays, digits, fashion_mnist, mnist
-from retain.tasks.stream import Stream, sequence, split, union
-from retain.tasks.task import Task
+from retain.tasks.stream import Stream, as_stream, sequence, split, union
+from retain.tasks.task import Task, as_task
 
 SOURCES = {"mnist": mnist, "fashion_mnist": fashion_mnist, "digits": digits, "arrays": arrays}
 
@@ -22,6 +22,8 @@ __all__ = [
     "TensorData",
     "apply",
     "arrays",
+    "as_stream",
+    "as_task",
     "digits",
     "fashion_mnist",
     "mnist",

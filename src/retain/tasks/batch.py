@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from retain.errors import InputError
 
@@ -47,15 +48,27 @@ def apply(model: nn.Module, batch: Batch) -> Tensor:
         A tensor: the model's answer itself or its ``.logits``.
 
     Raises:
-        InputError: If the model returns something else.
+        InputError: If the model cannot take the inputs, or returns something else.
+        OutOfMemoryError: As torch raises it.
     """
     inputs = batch.inputs
-    if isinstance(inputs, Tensor):
-        outputs = model(inputs)
-    elif isinstance(inputs, dict):
-        outputs = model(**inputs)
-    else:
-        outputs = model(*inputs)
+    try:
+        if isinstance(inputs, Tensor):
+            outputs = model(inputs)
+        elif isinstance(inputs, dict):
+            outputs = model(**inputs)
+        else:
+            outputs = model(*inputs)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        found = [f"{part.dtype} {list(part.shape)}" for part in tree_leaves(inputs) if isinstance(part, Tensor)]
+        raise InputError(
+            f"inputs of task '{batch.task.id}'",
+            f"what {type(model).__name__} takes",
+            ", ".join(found) or type(inputs).__name__,
+            f"It said: {str(error).splitlines()[0]}",
+        ) from error
     if not isinstance(outputs, Tensor):
         outputs = outputs["logits"] if isinstance(outputs, dict) and "logits" in outputs else getattr(outputs, "logits", outputs)
     if not isinstance(outputs, Tensor):

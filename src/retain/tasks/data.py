@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from retain.errors import InputError
@@ -28,6 +29,10 @@ class Data(ABC):
     @abstractmethod
     def shape(self) -> tuple[int, ...] | None:
         """Shape of one input, or ``None`` where it is not known before reading."""
+
+    @abstractmethod
+    def steps(self, batch_size: int) -> int | None:
+        """How many batches one pass gives, or ``None`` where that cannot be known."""
 
     @abstractmethod
     def batches(self, batch_size: int, generator: torch.Generator | None = None) -> Iterator[Pair]:
@@ -54,6 +59,8 @@ class TensorData(Data):
             raise InputError("data", "at least one sample", "an empty set", "Check the filter that made it.")
         if len(inputs) != len(targets):
             raise InputError("targets", f"one for each of the {len(inputs)} inputs", len(targets))
+        if inputs.dtype == torch.uint8:
+            raise InputError("inputs", "floating point values or token indices", "bytes (torch.uint8)", "For images pass inputs.float() / 255.")
         for name, values in (("inputs", inputs), ("targets", targets)):
             if values.is_floating_point() and not bool(torch.isfinite(values).all()):
                 row = int((~torch.isfinite(values)).flatten(1).any(1).nonzero()[0]) if values.ndim > 1 else int((~torch.isfinite(values)).nonzero()[0])
@@ -67,6 +74,9 @@ class TensorData(Data):
     @property
     def shape(self) -> tuple[int, ...]:
         return tuple(self.inputs.shape[1:])
+
+    def steps(self, batch_size: int) -> int:
+        return -(-self.size // batch_size)
 
     def batches(self, batch_size: int, generator: torch.Generator | None = None) -> Iterator[Pair]:
         if generator is None:
@@ -91,7 +101,7 @@ class LoaderData(Data):
     """A DataLoader, or anything that yields ``(inputs, targets)`` each time it is iterated.
 
     Order and batch size are the loader's own. A loader that shuffles draws from torch's global generator, which Retain seeds
-    every epoch, so runs repeat.
+    every epoch, or from a generator of its own, which is then seeded too, so runs repeat.
 
     Args:
         loader: The loader. Dict batches need a ``labels``, ``label`` or ``targets`` entry.
@@ -115,13 +125,24 @@ class LoaderData(Data):
     def shape(self) -> tuple[int, ...] | None:
         return None
 
+    def steps(self, batch_size: int) -> int | None:
+        return len(self.loader) if isinstance(self.loader, Sized) else None
+
     def batches(self, batch_size: int, generator: torch.Generator | None = None) -> Iterator[Pair]:
+        own: torch.Generator | None = getattr(self.loader, "generator", None)
+        if own is not None and generator is not None:
+            own.manual_seed(generator.initial_seed())
+        yield from self._read(self.loader)
+
+    def _read(self, loader: Iterable[Any]) -> Iterator[Pair]:
         empty = True
-        for number, item in enumerate(self.loader):
+        for number, item in enumerate(loader):
             empty = False
             inputs, targets = separate(item)
-            if isinstance(inputs, Tensor) and inputs.is_floating_point() and not bool(torch.isfinite(inputs).all()):
-                raise InputError("inputs", "finite numbers", f"NaN or infinity in batch {number}", "Drop or repair those samples.")
+            for name, values in (("inputs", inputs), ("targets", targets)):
+                for part in tree_leaves(values):
+                    if isinstance(part, Tensor) and part.is_floating_point() and not bool(torch.isfinite(part).all()):
+                        raise InputError(name, "finite numbers", f"NaN or infinity in batch {number}", "Drop or repair those samples.")
             yield self._move(inputs), self._move(targets)
         if empty:
             raise InputError("data", "at least one batch", "a loader that yields nothing", "An iterator is spent after one pass: pass a DataLoader or a list.")
@@ -171,10 +192,11 @@ class DatasetData(LoaderData):
     def size(self) -> int:
         return len(self.dataset)
 
+    def steps(self, batch_size: int) -> int:
+        return -(-self.size // batch_size)
+
     def batches(self, batch_size: int, generator: torch.Generator | None = None) -> Iterator[Pair]:
-        loader: Any = DataLoader(self.dataset, batch_size=batch_size, shuffle=generator is not None, generator=generator)
-        self.loader = loader
-        yield from super().batches(batch_size)
+        yield from self._read(DataLoader(self.dataset, batch_size=batch_size, shuffle=generator is not None, generator=generator))
 
     def to(self, device: torch.device, dtype: torch.dtype | None = None) -> DatasetData:
         moved = DatasetData(self.dataset)

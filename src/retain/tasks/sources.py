@@ -70,8 +70,7 @@ def fashion_mnist(data: str | Path | None = None, *, embedded: bool = False) -> 
 def digits() -> Task:
     """The 8x8 digits of scikit-learn (UCI optical digits, Alpaydin and Kaynak 1998, CC BY 4.0), which come with Retain.
 
-    Inputs ``[N, 1, 8, 8]`` in [0, 1]; the first 1,437 are for training and the last 360 for testing, as they come from
-    different writers.
+    Inputs ``[N, 1, 8, 8]`` in [0, 1]; the first 1,437 are for training and the last 360 for testing.
 
     Returns:
         The task.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, overload
 
 import torch
 
 from retain.errors import InputError, check_count, nearest
+from retain.likelihoods import Categorical, Tokens
 from retain.tasks.data import TensorData
 from retain.tasks.task import Task
 
@@ -51,6 +52,10 @@ class Stream:
         for i, task in enumerate(tasks):
             if task.id in [other.id for other in tasks[:i]]:
                 raise InputError("id", "a different id for every task", repr(task.id), "Pass Task(..., id=...).")
+            if self.scenario != "domain" and not isinstance(task.likelihood, Categorical | Tokens):
+                raise InputError(
+                    "scenario", f"'domain' for the likelihood of task '{task.id}', {task.likelihood!r}", repr(self.scenario), "Only classes can compete."
+                )
             if self.scenario != "domain" and not task.classes:
                 raise InputError(
                     "classes", f"the classes of task '{task.id}', which the {self.scenario} scenario needs", "none", "Pass Task(..., classes=...)."
@@ -87,7 +92,7 @@ def sequence(*tasks: Any, scenario: Scenario = "domain") -> Stream:
     """A stream of the given tasks, in that order.
 
     Args:
-        *tasks: Tasks, DataLoaders or pairs of arrays; or one list of them.
+        *tasks: Tasks, DataLoaders or pairs of arrays; or one list of those.
         scenario: See :class:`Stream`.
 
     Returns:
@@ -101,9 +106,26 @@ def sequence(*tasks: Any, scenario: Scenario = "domain") -> Stream:
     """
     if len(tasks) == 1 and isinstance(tasks[0], Stream):
         return tasks[0]
-    if len(tasks) == 1 and isinstance(tasks[0], Sequence | Iterable) and not isinstance(tasks[0], tuple | Task):
-        tasks = tuple(tasks[0])
-    return Stream(tuple(tasks), scenario)
+    return Stream(tuple(tasks[0]) if len(tasks) == 1 and isinstance(tasks[0], list) else tasks, scenario)
+
+
+def as_stream(value: Any) -> Stream:
+    """A stream as it is, or a list or tuple of tasks, DataLoaders and pairs of arrays as one.
+
+    Args:
+        value: What a person passed.
+
+    Returns:
+        The stream.
+
+    Raises:
+        InputError: If it is neither.
+    """
+    if isinstance(value, Stream):
+        return value
+    if not isinstance(value, list | tuple):
+        raise InputError("stream", "a Stream or a list of tasks", type(value).__name__, "For a single task pass [task].")
+    return Stream(tuple(value))
 
 
 def split(task: Task, parts: int, *, order: Sequence[int] | None = None, scenario: Scenario = "class") -> Stream:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from retain.errors import InputError, check_count
 from retain.likelihoods import Categorical, Likelihood, Tokens
@@ -89,6 +90,20 @@ class Task:
         for inputs, targets in self.get(part).batches(batch_size, generator):
             yield Batch(inputs, targets, self)
 
+    def check(self, outputs: Tensor, targets: Tensor, part: str = "data", *, first: bool, where: str = "the model") -> None:
+        """Raise if outputs and targets of a part do not fit: tensors are checked whole at the first batch, loaders batch by batch."""
+        data = self.get(part)
+        whole = isinstance(data, TensorData)
+        if whole and not first:
+            return
+        labels = isinstance(self.likelihood, Categorical)
+        checked = data.targets if isinstance(data, TensorData) and labels else targets
+        self.likelihood.check(outputs, checked, f"{where} on task '{self.id}'")
+        if labels and self.active is not None:
+            stray = sorted(set(checked.unique().tolist()) - set(self.active))
+            if stray:
+                raise InputError("targets", f"the active classes {list(self.active)} of task '{self.id}'", f"label {stray[0]}", "Pass Task(..., classes=...).")
+
     def get(self, part: str) -> Data:
         """One part of the data; the training data stand in for a missing test set only if asked for by name."""
         found: Data | None = getattr(self, part)
@@ -124,3 +139,25 @@ class Task:
     def __repr__(self) -> str:
         classes = f", classes={len(self.classes)}" if self.classes else ""
         return f"Task({self.id!r}, n={self.n}{classes}, likelihood={self.likelihood!r})"
+
+
+def as_task(value: Any, likelihood: Likelihood | None = None, *, n: int = 0, id: str = "data") -> Task:
+    """A task as it is, or whatever makes one.
+
+    Args:
+        value: A task, a pair of arrays, a Dataset or a DataLoader.
+        likelihood: What the outputs mean, if ``value`` is not a task; classification by default.
+        n: Observations, if the data cannot tell.
+        id: The name of a new task.
+
+    Returns:
+        The task.
+
+    Raises:
+        InputError: If a task comes with a likelihood that is not its own.
+    """
+    if not isinstance(value, Task):
+        return Task(value, likelihood=likelihood or Categorical(), n=n, id=id)
+    if likelihood is not None and likelihood != value.likelihood:
+        raise InputError("likelihood", f"that of the task, {value.likelihood!r}, or none", repr(likelihood))
+    return value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -18,30 +18,31 @@ class BatchNormKeeper:
         model: The model.
         policy: ``freeze`` after the first task (later tasks use its statistics), ``track`` through all tasks as torch does, or
             ``per-task``: each task is evaluated with its own.
+        stored: Statistics by task id; those of finished tasks are added.
 
     Raises:
         InputError: If the policy is unknown.
     """
 
-    def __init__(self, model: nn.Module, policy: BatchNormPolicy) -> None:
+    def __init__(self, model: nn.Module, policy: BatchNormPolicy, stored: dict[str, dict[str, Tensor]] | None = None) -> None:
         if policy not in ("freeze", "track", "per-task"):
             raise InputError("batchnorm", "'freeze', 'track' or 'per-task'", repr(policy))
         self.policy = policy
         self.layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)}
-        self.stored: dict[int, dict[str, Tensor]] = {}
+        self.stored = {} if stored is None else stored
 
-    def training(self, task: int) -> None:
-        """After ``model.train()``: put the layers in the mode for training this task."""
-        if self.policy == "freeze" and task > 0:
+    def training(self, *, first: bool) -> None:
+        """After ``model.train()``: put the layers in the mode for training the first task, or a later one."""
+        if self.policy == "freeze" and not first:
             for layer in self.layers.values():
                 layer.eval()
 
-    def finished(self, task: int) -> None:
+    def finished(self, task: str) -> None:
         """After a task was learned."""
         if self.policy == "per-task" and self.layers:
             self.stored[task] = self._now()
 
-    def enter(self, task: int) -> dict[str, Tensor] | None:
+    def enter(self, task: str) -> dict[str, Tensor] | None:
         """Put a task's own statistics in place; hand the result to :meth:`leave`."""
         if task not in self.stored:
             return None
@@ -61,11 +62,3 @@ class BatchNormKeeper:
         for name, layer in self.layers.items():
             for key, buffer in layer.named_buffers():
                 buffer.copy_(values[f"{name}.{key}"])
-
-    def state_dict(self) -> dict[str, Any]:
-        """The stored statistics."""
-        return {str(task): values for task, values in self.stored.items()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The stored statistics."""
-        self.stored = {int(task): values for task, values in state.items()}

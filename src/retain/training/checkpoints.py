@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from retain.beliefs import Belief
 from retain.errors import InputError, RetainError
+from retain.models.parameters import unwrap
 
 SCHEMA = 1
 
@@ -58,8 +59,9 @@ def write_tree(path: Path, tree: Mapping[str, Any]) -> None:
     def describe(value: Any, where: str) -> Any:
         if isinstance(value, Tensor):
             # a copy each: safetensors refuses memory that is shared
-            tensors[where] = value.detach().to("cpu", copy=True).contiguous()
-            return {"tensor": where}
+            name = str(len(tensors))
+            tensors[name] = value.detach().to("cpu", copy=True).contiguous()
+            return {"tensor": name}
         if isinstance(value, Mapping):
             return {"items": [[key, describe(entry, f"{where}/{key}")] for key, entry in value.items()]}
         if isinstance(value, list | tuple):
@@ -87,11 +89,11 @@ def read_tree(path: Path) -> dict[str, Any]:
     """
     try:
         with safe_open(path, "pt") as file:
-            header = json.loads((file.metadata() or {}).get("retain", "{}"))
+            header = dict(json.loads((file.metadata() or {}).get("retain", "{}")))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError as error:
         raise InputError("file", f"a stored file {path}", "nothing there") from error
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError, TypeError) as error:
         raise InputError("file", f"a safetensors file at {path}", f"something else ({error})") from error
     if header.get("schema") != SCHEMA:
         raise InputError("schema", f"{SCHEMA} in {path}", header.get("schema", "none"), "It was written by another version of retain.")
@@ -105,7 +107,10 @@ def read_tree(path: Path) -> dict[str, Any]:
             return [build(entry) for entry in value]
         return value
 
-    tree: dict[str, Any] = build(header["tree"])
+    try:
+        tree: dict[str, Any] = build(header["tree"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError("file", f"a whole file at {path}", f"a damaged one ({error!r})", "Remove it.") from error
     return tree
 
 
@@ -125,6 +130,7 @@ def save(folder: str | Path, model: nn.Module, belief: Belief | None = None, spe
         The folder.
 
     Raises:
+        InputError: If the spec holds something that JSON cannot.
         RetainError: If the folder cannot be written.
 
     Example:
@@ -136,11 +142,17 @@ def save(folder: str | Path, model: nn.Module, belief: Belief | None = None, spe
         ([4, 2], None)
     """
     target = Path(folder)
-    weights = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in model.state_dict().items()}
+    weights = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in unwrap(model).state_dict().items()}
+    try:
+        text = json.dumps({**(spec or {}), "schema": SCHEMA}, indent=2, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise InputError("spec", "plain values that JSON can hold", str(error)) from error
     write_file(target / "model.safetensors", to_bytes(weights))
     if belief is not None:
         write_tree(target / "belief.safetensors", belief.state_dict())
-    write_file(target / "spec.json", json.dumps({"schema": SCHEMA, **(spec or {})}, indent=2).encode())
+    else:
+        (target / "belief.safetensors").unlink(missing_ok=True)  # one of another model would mislead
+    write_file(target / "spec.json", text.encode())
     return target
 
 
@@ -166,8 +178,9 @@ def load(folder: str | Path, model: nn.Module) -> tuple[dict[str, Any], Belief |
         raise InputError("folder", f"a file {path}", "nothing there", "Pass a folder that retain.save wrote.") from error
     except (SafetensorError, OSError) as error:
         raise InputError("folder", f"a safetensors file at {path}", f"something else ({error})") from error
+    model = unwrap(model)
     own = model.state_dict()
-    for name in own.keys() | weights.keys():
+    for name in {**own, **weights}:
         here, there = (tuple(found[name].shape) if name in found else None for found in (own, weights))
         if here != there:
             raise InputError(
@@ -176,14 +189,12 @@ def load(folder: str | Path, model: nn.Module) -> tuple[dict[str, Any], Belief |
                 here or "no such parameter",
                 "Build the model as it was saved.",
             )
-    model.load_state_dict(weights)
-    specification = source / "spec.json"
-    spec: dict[str, Any] = json.loads(specification.read_text()) if specification.exists() else {}
-    stored = source / "belief.safetensors"
-    if not stored.exists():
-        return spec, None
-    state = read_tree(stored)
+    specification, stored = source / "spec.json", source / "belief.safetensors"
+    try:
+        spec: dict[str, Any] = json.loads(specification.read_text()) if specification.exists() else {}
+        belief = Belief.from_state_dict(read_tree(stored)) if stored.exists() else None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError("folder", f"a spec and a belief that can be read in {source}", f"a damaged file ({error})") from error
+    model.load_state_dict(weights)  # last: a damaged folder leaves the model as it was
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    for part in ("centre", "precision"):
-        state[part] = {name: value.to(device) for name, value in state[part].items()}
-    return spec, Belief.from_state_dict(state)
+    return spec, None if belief is None else belief.to(device)

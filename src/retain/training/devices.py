@@ -30,7 +30,7 @@ def choose_device(device: str | torch.device) -> torch.device:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
-        raise InputError("device", "'auto', 'cpu', 'cuda', 'cuda:0', 'mps'", repr(str(device)), str(error).splitlines()[0]) from error
+        raise InputError("device", "'auto', 'cpu', 'cuda' or 'cuda:0'", repr(str(device)), str(error).splitlines()[0]) from error
     return chosen
 
 

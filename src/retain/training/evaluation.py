@@ -7,10 +7,12 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from retain.errors import check_count
 from retain.methods.base import Method
+from retain.models.parameters import evaluating
 from retain.seeds import seeded
 from retain.tasks.batch import apply
-from retain.tasks.task import Task
+from retain.tasks.task import Task, as_task
 
 
 class Evaluation(NamedTuple):
@@ -44,24 +46,20 @@ def evaluate(model: nn.Module, task: Task, method: Method | None = None, *, part
         >>> evaluate(models.MLP(64, 10, seed=0), tasks.digits()).score < 0.3
         True
     """
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    likelihood, task = task.likelihood, task.to(device)
-    was_training = model.training
-    model.eval()
+    check_count("batch_size", batch_size)
+    anyone = next(model.parameters(), torch.zeros(()))
+    likelihood, task = task.likelihood, as_task(task).to(anyone.device, anyone.dtype)
     tally = nll = units = None
-    try:
-        with torch.inference_mode(), seeded(0, "evaluation"):
-            for batch in task.batches(batch_size, part=part):
-                outputs = apply(model, batch) if method is None else method.predict(model, batch)
-                if tally is None:
-                    likelihood.check(outputs, batch.targets, "the model")
-                counted = likelihood.tally(outputs, batch.targets)
-                loss = likelihood.nll(outputs, batch.targets).double().sum()
-                observations = likelihood.units(batch.targets).double().sum()
-                tally = counted if tally is None else tally + counted
-                nll = loss if nll is None else nll + loss
-                units = observations if units is None else units + observations
-    finally:
-        model.train(was_training)
+    # no_grad, not inference mode: a module may keep a tensor of its first pass and need it in training
+    with evaluating(model), torch.no_grad(), seeded(0, "evaluation"):
+        for batch in task.batches(batch_size, part=part):
+            outputs = apply(model, batch) if method is None else method.predict(model, batch)
+            task.check(outputs, batch.targets, part, first=tally is None)
+            counted = likelihood.tally(outputs, batch.targets)
+            loss = likelihood.nll(outputs, batch.targets).double().sum()
+            observations = likelihood.units(batch.targets).double().sum()
+            tally = counted if tally is None else tally + counted
+            nll = loss if nll is None else nll + loss
+            units = observations if units is None else units + observations
     assert tally is not None and nll is not None and units is not None  # data yield at least one batch, or have raised
     return Evaluation(likelihood.score(tally), float(nll / units))

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from retain.errors import RetainError
+from retain.errors import RetainError, RetainWarning
 from retain.methods.base import Method
 from retain.models.parameters import named_parameters, unwrap
 from retain.tasks.batch import Batch
-from retain.tasks.task import Task
+from retain.tasks.task import Task, as_task
 
 
 class Guard:
@@ -27,6 +28,7 @@ class Guard:
 
     def __init__(self, method: Method, model: nn.Module, optimizer: Optimizer, task: Task) -> None:
         self.method, self.model, self.optimizer, self.task = method, model, optimizer, task
+        self._done = False
         self._handles = [optimizer.register_step_pre_hook(self._before), optimizer.register_step_post_hook(self._after)]
 
     def penalty(self, batch: Batch | tuple[Any, Tensor], outputs: Tensor) -> Tensor:
@@ -45,7 +47,14 @@ class Guard:
         return outputs.new_zeros(()) if found is None else found
 
     def consolidate(self) -> None:
-        """Remember this task, and let go of the optimiser."""
+        """Remember this task, and let go of the optimiser.
+
+        Raises:
+            RetainError: If this was done before: the task would count twice.
+        """
+        if self._done:
+            raise RetainError("guard: expected to consolidate once, found a second call, which would count the task twice. Attach again for another task.")
+        self._done = True
         self.detach()
         self.method.consolidate(self.model, self.task)
 
@@ -64,7 +73,7 @@ class Guard:
         # A fused optimiser under a GradScaler divides by the scale inside its step, so the pull would be divided too.
         scale: Tensor | None = getattr(optimizer, "grad_scale", None)
         if scale is not None:
-            gradients = [p.grad for p in named_parameters(self.model).values() if p.grad is not None]
+            gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
             torch._foreach_mul_(gradients, 1.0 / float(scale))
             optimizer.grad_scale = None  # type: ignore[attr-defined]
         if not self._skipped(optimizer):
@@ -123,7 +132,12 @@ def attach(method: Method, model: nn.Module, optimizer: Optimizer, task: Any, *,
         raise RetainError(
             "optimizer: expected one that trains the model's parameters, found one that trains none of them. Make it after method.prepare(model)."
         )
-    if not isinstance(task, Task):
-        task = Task(task, n=n, id="new")
+    task = as_task(task, n=n, id="new")
+    if type(method).augment is not Method.augment:
+        raise RetainError(f"method: expected one that adds nothing to the batch, found {method}. Use retain.learn, or call method.augment in your loop.")
+    if any(isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training and module.track_running_stats for module in plain.modules()):
+        warnings.warn(
+            "The model's batch-norm statistics move with the new data, and no belief protects them: put those layers in eval().", RetainWarning, stacklevel=2
+        )
     method.begin(plain, task)
     return Guard(method, plain, optimizer, task)

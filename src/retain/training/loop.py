@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from retain.methods.base import Method, Plain
 from retain.models.parameters import unwrap
 from retain.seeds import generator, seeded
 from retain.tasks.batch import apply
-from retain.tasks.stream import Stream, sequence
+from retain.tasks.stream import Stream, as_stream
 from retain.training.batchnorm import BatchNormKeeper, BatchNormPolicy
 from retain.training.devices import Precision, autocast, choose_device, dtype_of
 from retain.training.evaluation import evaluate
@@ -44,11 +45,12 @@ def learn(
 ) -> Result:
     """Learn the tasks of a stream in order, and measure what is kept.
 
-    Each task gets a fresh optimiser. Before the first task, after every epoch and after every task the model is scored on the
-    test data (and validation data, where there are any) of all tasks in ``watch``.
+    Each task gets a fresh optimiser. Before the first task, after every epoch and after every task the model is scored on all
+    tasks in ``watch``: on their test data (a task without any on its validation data, or else on its training data), and on
+    validation data where there are any.
 
     Args:
-        model: Any module; trained in place.
+        model: Any module; trained in place, and moved to the device and precision asked for.
         stream: The tasks: a :class:`~retain.tasks.Stream`, or a list of tasks, DataLoaders or pairs of arrays.
         method: What is carried from task to task; plain fine-tuning by default.
         epochs: Passes over each task's data.
@@ -59,7 +61,8 @@ def learn(
         seed: Seed of the data order and of noise such as dropout. The model's initialisation is its own affair.
         device: ``auto``, or any torch device.
         precision: ``float32``, ``float64``, or ``bfloat16`` for mixed precision.
-        batchnorm: What happens to batch-norm statistics: ``freeze`` after the first task, ``track`` or ``per-task``.
+        batchnorm: What happens to batch-norm statistics: ``freeze`` after the first task, ``track`` or ``per-task``. The first
+            task of a call without ``after`` counts as the first.
         watch: The tasks to score; the stream's own by default.
         after: The result of learning the first tasks of this stream: they are not learned again, and its rows and curves are kept. The
             model and the method must be those that came out of it (or the method has consolidated the model on their data).
@@ -81,14 +84,14 @@ def learn(
     """
     check_count("epochs", epochs)
     check_count("batch_size", batch_size)
-    stream = sequence(*stream) if not isinstance(stream, Stream) else stream
-    watched = stream if watch is None else (watch if isinstance(watch, Stream) else sequence(*watch))
+    stream = as_stream(stream)
+    watched = stream if watch is None else as_stream(watch)
     method, recorder = method or Plain(), recorder or Silent()
     place, dtype = choose_device(device), dtype_of(precision)
     stream, watched = _moved(stream, place, dtype), _moved(watched, place, dtype)
     model = method.prepare(unwrap(model)).to(place, dtype)
-    keeper = BatchNormKeeper(model, batchnorm)
     result = Result([task.id for task in watched.tasks], score_name=stream.tasks[0].likelihood.score_name, model=model, method=method)
+    keeper = BatchNormKeeper(model, batchnorm, result.statistics)
     first = 0
     if after is not None:
         first = len(after.rows) - 1
@@ -96,31 +99,35 @@ def learn(
             raise InputError("after", f"a result on the tasks {result.tasks} that leaves some to learn", f"{first} tasks of {after.tasks}")
         result.rows, result.nll_rows, result.validation_rows = list(after.rows), list(after.nll_rows), list(after.validation_rows)
         result.history = list(after.history)
+        result.statistics.update(after.statistics)
 
     result.learned = [task.id for task in stream.tasks]
     position = (first, 0)  # task, epochs of it that are done
     restored = recorder.load()
     if restored is not None:
-        _restore(restored, result, model, method, keeper)
         position = (restored["task"], restored["epoch"])
+        if restored["epoch"]:  # inside a task: what begin did is then restored with the rest
+            method.begin(model, stream[position[0]])
+        _restore(restored, result, model, method)
         if restored["done"]:
             return result
     elif not result.rows:
-        _score(result, model, method, watched, keeper, -1, row=True)
+        _score(result, model, method, watched, stream, keeper, -1, row=True)
 
     for t in range(position[0], len(stream)):
-        task = stream.at(t, t)
-        method.begin(model, task)
+        task = stream[t]
+        if t > position[0] or not position[1]:
+            method.begin(model, task)
         steps = make_optimizer(optimizer, model.parameters(), lr)
         initial = [group["lr"] for group in steps.param_groups]
-        done = position[1] if t == position[0] else 0
+        done, passed = position[1] if t == position[0] else 0, 0
         if done and restored is not None:
             steps.load_state_dict(restored["optimizer"])
         for epoch in range(done, epochs):
             model.train()
-            keeper.training(t)
+            keeper.training(first=t == 0)
             total, count = torch.zeros((), device=place, dtype=torch.float64), 0
-            expected = max(1, math.ceil(task.n / batch_size))
+            expected = task.data.steps(batch_size) or passed or math.ceil(task.n / batch_size)
             with seeded(seed, "noise", t, epoch):
                 for step, batch in enumerate(task.batches(batch_size, generator(seed, "order", t, epoch))):
                     if schedule != "constant":
@@ -131,8 +138,7 @@ def learn(
                     steps.zero_grad()
                     with autocast(precision, place):
                         outputs = apply(model, batch)
-                        if step == 0 and epoch == done:
-                            task.likelihood.check(outputs, batch.targets, f"the model on task '{task.id}'")
+                        task.check(outputs, batch.targets, first=step == 0 and epoch == done)
                         loss = task.likelihood.mean_nll(outputs, batch.targets, batch.weight)
                         extra = method.penalty(model, batch, outputs)
                     (loss if extra is None else loss + extra).backward()
@@ -141,25 +147,25 @@ def learn(
                     method.after_step(model, steps)
                     total += loss.detach()
                     count += 1
-            mean = float(total) / count
+            passed, mean = count, float(total) / count
             if not math.isfinite(mean):
                 raise RetainError(
                     f"The loss on task '{task.id}' is no longer finite in epoch {epoch + 1} ({method!r}, lr={lr:g}). "
                     "Lower lr or the strength, or use pull='proximal'."
                 )
-            accuracy, validation = _score(result, model, method, watched, keeper, t, row=False)
+            accuracy, validation = _score(result, model, method, watched, stream, keeper, t, row=False)
             entry = {"task": task.id, "epoch": epoch + 1, "loss": mean, "accuracy": accuracy, "validation": validation}
             result.history.append(entry)
             recorder.event("epoch", method=str(method), epochs=epochs, **entry)
             if epoch + 1 < epochs:
-                recorder.save(lambda t=t, e=epoch + 1, o=steps: _state(result, model, method, keeper, t, e, o, done=False))  # type: ignore[misc]
-        keeper.finished(t)
+                recorder.save(lambda t=t, e=epoch + 1, o=steps: _state(result, model, method, t, e, o, done=False))  # type: ignore[misc]
+        keeper.finished(task.id)
         last = t + 1 == len(stream)
         if consolidate_last or not last:
             with seeded(seed, "remember", t):
                 method.consolidate(model, task)
-        _score(result, model, method, watched, keeper, t, row=True)
-        recorder.save(lambda t=t, last=last: _state(result, model, method, keeper, t + 1, 0, None, done=last), final=last)  # type: ignore[misc]
+        _score(result, model, method, watched, stream, keeper, t, row=True)
+        recorder.save(lambda t=t, last=last: _state(result, model, method, t + 1, 0, None, done=last), final=last)  # type: ignore[misc]
     return result
 
 
@@ -178,7 +184,7 @@ def measure(model: nn.Module, stream: Stream | Sequence[Any], learned: int = 1, 
     Raises:
         InputError: If ``learned`` is not between 1 and the number of tasks.
     """
-    stream = stream if isinstance(stream, Stream) else sequence(*stream)
+    stream = as_stream(stream)
     if not 1 <= learned <= len(stream):
         raise InputError("learned", f"between 1 and {len(stream)} tasks", learned)
     method = method or Plain()
@@ -191,7 +197,7 @@ def measure(model: nn.Module, stream: Stream | Sequence[Any], learned: int = 1, 
     )
     for rows in (result.rows, result.nll_rows, result.validation_rows):
         rows.extend([[math.nan] * len(stream) for _ in range(learned)])
-    _score(result, model, method, stream, BatchNormKeeper(model, "track"), learned - 1, row=True)
+    _score(result, model, method, stream, stream, BatchNormKeeper(model, "track"), learned - 1, row=True)
     return result
 
 
@@ -200,14 +206,17 @@ def _moved(stream: Stream, place: torch.device, dtype: torch.dtype) -> Stream:
 
 
 def _score(
-    result: Result, model: nn.Module, method: Method, watched: Stream, keeper: BatchNormKeeper, learned: int, *, row: bool
+    result: Result, model: nn.Module, method: Method, watched: Stream, stream: Stream, keeper: BatchNormKeeper, learned: int, *, row: bool
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Score all watched tasks after task ``learned`` (-1: none); with ``row`` the scores become a row of the matrix."""
+    """Score all watched tasks after the stream's task ``learned`` (-1: none); with ``row`` the scores become a row of the matrix."""
+    met = {label for task in stream.tasks[: learned + 1] for label in task.classes or ()}
     scores, nlls, held_out = {}, [], {}
     for j, original in enumerate(watched.tasks):
-        task = watched.at(j, max(learned, 0))
+        task = watched.at(j, 0)
+        if watched.scenario == "class":  # the watched tasks need not be those that are learned
+            task = replace(task, active=tuple(sorted(met | set(task.classes or ()))))
         part = "test" if original.test is not None else "validation" if original.validation is not None else "data"
-        before = keeper.enter(j)
+        before = keeper.enter(original.id)
         found = evaluate(model, task, method, part=part)
         scores[original.id] = found.score
         nlls.append(found.nll)
@@ -221,7 +230,7 @@ def _score(
     return scores, held_out
 
 
-def _state(result: Result, model: nn.Module, method: Method, keeper: BatchNormKeeper, task: int, epoch: int, optimizer: Any, *, done: bool) -> dict[str, Any]:
+def _state(result: Result, model: nn.Module, method: Method, task: int, epoch: int, optimizer: Any, *, done: bool) -> dict[str, Any]:
     return {
         "task": task,
         "epoch": epoch,
@@ -229,7 +238,7 @@ def _state(result: Result, model: nn.Module, method: Method, keeper: BatchNormKe
         "model": model.state_dict(),
         "optimizer": None if optimizer is None else optimizer.state_dict(),
         "method": method.state_dict(),
-        "batchnorm": keeper.state_dict(),
+        "statistics": result.statistics,
         "rows": result.rows,
         "nll_rows": result.nll_rows,
         "validation_rows": result.validation_rows,
@@ -237,9 +246,11 @@ def _state(result: Result, model: nn.Module, method: Method, keeper: BatchNormKe
     }
 
 
-def _restore(state: dict[str, Any], result: Result, model: nn.Module, method: Method, keeper: BatchNormKeeper) -> None:
+def _restore(state: dict[str, Any], result: Result, model: nn.Module, method: Method) -> None:
     model.load_state_dict(state["model"])
     method.load_state_dict(state["method"], model)
-    keeper.load_state_dict(state["batchnorm"])
+    result.statistics.update(
+        {id: {name: value.to(next(model.parameters()).device) for name, value in kept.items()} for id, kept in state["statistics"].items()}
+    )
     for name in ("rows", "nll_rows", "validation_rows", "history"):
         setattr(result, name, state[name])

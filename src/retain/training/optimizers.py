@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from retain.errors import InputError, check_positive, nearest
+from retain.errors import InputError, RetainError, check_positive, nearest
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 Schedule = Literal["constant", "cosine"]
@@ -35,8 +35,11 @@ def make_optimizer(optimizer: str | OptimizerFactory, parameters: Iterable[nn.Pa
 
     Raises:
         InputError: If the name is unknown or the rate out of range.
+        RetainError: If there is nothing to train.
     """
     trained = [p for p in parameters if p.requires_grad]
+    if not trained:
+        raise RetainError("model: expected trainable parameters, found none. Unfreeze a layer first.")
     if callable(optimizer):
         return optimizer(trained)
     if optimizer not in _KNOWN:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from retain import metrics
 from retain.figures import Lines, Series, Table
@@ -28,6 +28,7 @@ class Result:
         nll_rows: Negative log likelihood likewise, nats per observation.
         validation_rows: Scores on validation data likewise, ``nan`` for tasks without any.
         history: One entry an epoch: ``task``, ``epoch`` (from 1), ``loss``, ``accuracy`` and ``validation`` by task id.
+        statistics: Batch-norm statistics by task id, under ``batchnorm="per-task"``.
         score_name: What the scores are.
         model: The trained model.
         method: The method, with what it remembers.
@@ -39,6 +40,7 @@ class Result:
     nll_rows: list[list[float]] = field(default_factory=list)
     validation_rows: list[list[float]] = field(default_factory=list)
     history: list[dict[str, Any]] = field(default_factory=list)
+    statistics: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     score_name: str = "accuracy"
     model: nn.Module | None = None
     method: Method | None = None

@@ -1,0 +1,75 @@
+"""Squared per-sample gradients of any parameter, the slow way."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from retain.errors import InputError
+from retain.tasks.batch import Batch, apply
+
+_CHUNK = 1 << 24  # entries of per-sample gradients held at a time
+
+
+def squares(model: nn.Module, parameters: dict[str, nn.Parameter], batch: Batch, vectors: Tensor) -> dict[str, Tensor]:
+    """Sums over samples and vectors of squared per-sample gradients, by ``vmap`` or, where that fails, by a loop.
+
+    Args:
+        model: The model, in evaluation mode.
+        parameters: The parameters wanted, by name.
+        batch: The samples.
+        vectors: Gradients at the outputs, ``[K, *outputs.shape]``.
+
+    Returns:
+        A tensor of each parameter's shape.
+    """
+    try:
+        return _by_vmap(model, parameters, batch, vectors)
+    except (RuntimeError, NotImplementedError, InputError):  # recurrent layers and control flow that depends on data have no batching rule
+        return _by_loop(model, parameters, batch, vectors)
+
+
+@torch.no_grad()  # the transforms differentiate all the same; no graph outlives them
+def _by_vmap(model: nn.Module, parameters: dict[str, nn.Parameter], batch: Batch, vectors: Tensor) -> dict[str, Tensor]:
+    free = {name: p.detach() for name, p in parameters.items()}
+
+    def one(inputs: Any, v: Tensor) -> dict[str, Tensor]:
+        single = tree_map(lambda t: t.unsqueeze(0) if isinstance(t, Tensor) else t, inputs)
+
+        def forward(values: dict[str, Tensor]) -> Tensor:
+            def call(*args: Any, **kwargs: Any) -> Any:
+                return torch.func.functional_call(model, values, args, kwargs)
+
+            return apply(call, Batch(single, batch.targets[:1], batch.task))[0]  # type: ignore[arg-type]
+
+        _, pull = torch.func.vjp(forward, free)[:2]
+        rows = torch.func.vmap(lambda vector: pull(vector)[0])(v)
+        return {name: g.square().sum(0) for name, g in rows.items()}
+
+    # squares are summed within chunks, so memory stays bounded
+    step = max(1, _CHUNK // (sum(p.numel() for p in free.values()) * len(vectors)))
+    totals = {name: torch.zeros_like(p) for name, p in free.items()}
+    per_sample = vectors.transpose(0, 1)
+    for start in range(0, len(batch.targets), step):
+        part = slice(start, start + step)
+        inputs = tree_map(lambda t, part=part: t[part] if isinstance(t, Tensor) else t, batch.inputs)
+        for name, values in torch.func.vmap(one)(inputs, per_sample[part]).items():
+            totals[name] += values.sum(0)
+    return totals
+
+
+def _by_loop(model: nn.Module, parameters: dict[str, nn.Parameter], batch: Batch, vectors: Tensor) -> dict[str, Tensor]:
+    totals = {name: torch.zeros_like(p) for name, p in parameters.items()}
+    for b in range(len(batch.targets)):
+        inputs = tree_map(lambda t, b=b: t[b : b + 1] if isinstance(t, Tensor) else t, batch.inputs)
+        with torch.enable_grad():
+            outputs = apply(model, Batch(inputs, batch.targets[b : b + 1], batch.task))
+            for v in vectors[:, b : b + 1]:
+                found = torch.autograd.grad(outputs, list(parameters.values()), v, retain_graph=True, allow_unused=True)
+                for total, g in zip(totals.values(), found, strict=True):
+                    if g is not None:
+                        total += g.square()
+    return totals
