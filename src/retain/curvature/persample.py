@@ -28,7 +28,7 @@ def squares(model: nn.Module, parameters: dict[str, nn.Parameter], batch: Batch,
     """
     try:
         return _by_vmap(model, parameters, batch, vectors)
-    except (RuntimeError, NotImplementedError, InputError):  # recurrent layers and control flow that depends on data have no batching rule
+    except (RuntimeError, InputError):  # recurrent layers and control flow that depends on data have no batching rule
         return _by_loop(model, parameters, batch, vectors)
 
 

@@ -30,11 +30,13 @@ def compare(runs: list[Run]) -> list[Table]:
     settings = [spec["settings"] for spec in specs]
     keys = [key for key in settings[0] if len({str(one.get(key)) for one in settings}) > 1]
     differing = Table("Settings that differ", ["", *heads], [[key, *(str(one.get(key)) for one in settings)] for key in keys])
-    numbers = [revive(run.read("summary.json"))["numbers"] for run in runs]
+    summaries = [revive(run.read("summary.json")) for run in runs]
+    numbers = [summary["numbers"] for summary in summaries]
+    remarks = " ".join(dict.fromkeys(note for summary in summaries for note in summary["notes"]))
     rows = []
     for arm in dict.fromkeys(arm for found in numbers for arm in found):
         for measure in dict.fromkeys(measure for found in numbers for measure in found.get(arm, {})):
             cells = [Estimate(**found[arm][measure]).percent() if measure in found.get(arm, {}) else "" for found in numbers]
             rows.append([f"{arm}, {measure} %", *cells])
     counts = ", ".join(f"{head}: {len(run.seeds())}" for head, run in zip(heads, runs, strict=True))
-    return [differing, Table("Results", ["", *heads], rows, f"Mean ± standard error over seeds ({counts}).")]
+    return [differing, Table("Results", ["", *heads], rows, f"Mean ± standard error over seeds ({counts}). {remarks}".strip())]

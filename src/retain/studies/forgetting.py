@@ -198,6 +198,7 @@ class Forgetting(Study):
         keeper.keep("first", model, belief(spec.fisher_samples) if "ewc" in spec.arms else None)
         arms: dict[str, Any] = {"first": _record(first)}
         stages = self.stages(spec)
+        notes = [note for note in (new.note or old.note, _start_note(spec)) if note]
         for arm in spec.arms:
             if arm == "plain":
                 result = go_on(arm, Plain())
@@ -211,7 +212,7 @@ class Forgetting(Study):
             arms[arm] = _record(result, after=None if arm == "joint" else first)
             keeper.keep(arm, result.model)
             if {"plain", "ewc"} <= arms.keys() and arm in ("plain", "ewc"):
-                keeper.notice("verdict", text=f"Seed {seed}: {show.sentence([{'arms': arms}])}")
+                keeper.notice("verdict", text=f"Seed {seed}: {show.sentence([{'arms': arms, 'notes': notes}])}")
         tradeoff = {
             "ewc": [[s, *(_ends(_record(ewc(stage, strength=s)) if (stage := f"ewc@{s:g}") in stages else arms["ewc"]))] for s in spec.strengths],
             "l2sp": [[t, *(_ends(_record(l2sp(stage, t)) if (stage := f"l2sp@{t:g}") in stages else arms["l2sp"]))] for t in spec.taus],
@@ -222,7 +223,7 @@ class Forgetting(Study):
                 ends = _ends(_record(ewc(f"fisher@{count}", samples=count)))
                 samples.append([count, _error(belief(count), belief(None)), *ends])
         return {
-            "notes": [note for note in (new.note or old.note, _start_note(spec)) if note],
+            "notes": notes,
             "arms": arms,
             "tradeoff": tradeoff,
             "samples": samples,
@@ -247,7 +248,7 @@ class Forgetting(Study):
         figures.append(show.norms(results))
         if results[0]["samples"]:
             figures += show.sample_sizes(results)
-        tables: list[Table] = [show.table(results), *show.choices(results, spec)]
+        tables: list[Table] = [show.table(results), *show.choices(results, spec.strength if spec.importance is None else None, spec.tau)]
         numbers: dict[str, Any] = {
             arm: {task: metrics.estimate(r["arms"][arm]["rows"][-1][j] for r in results)._asdict() for j, task in enumerate(show.TASKS)} for arm in spec.arms
         }

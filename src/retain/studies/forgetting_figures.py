@@ -12,7 +12,6 @@ from retain.figures import Bars, Images, Lines, Matrices, Scatter, Series, Table
 from retain.metrics import Estimate, estimate, forgetting
 
 if TYPE_CHECKING:
-    from retain.studies.forgetting import ForgettingSpec
     from retain.tasks import Task
 
 Results = Sequence[dict[str, Any]]
@@ -32,7 +31,12 @@ def _arms(results: Results) -> list[str]:
 
 
 def sentence(results: Results) -> str:
-    """The headline: what was kept, and what it cost."""
+    """The headline: what was kept, what it cost, and whether Fashion-MNIST's split is the published one."""
+    remark = " (Fashion-MNIST in a split of our own.)" if any("split here" in note for r in results for note in r["notes"]) else ""
+    return _kept(results) + remark
+
+
+def _kept(results: Results) -> str:
     arms = _arms(results)
     if not {"plain", "ewc"} <= set(arms):
         parts = [f"{NAMES[arm]} {_end(results, arm, 0).percent()} % / {_end(results, arm, 1).percent()} %" for arm in arms]
@@ -59,10 +63,10 @@ def table(results: Results) -> Table:
     return Table("At the end", ["", "MNIST %", "Fashion-MNIST %", "mean %", "forgetting, points", "MNIST nll, nats"], rows, note)
 
 
-def choices(results: Results, spec: ForgettingSpec) -> list[Table]:
-    """The trade-off in numbers, with the validation accuracies that a choice is to be made on."""
+def choices(results: Results, strength: float | None, tau: float) -> list[Table]:
+    """The trade-off in numbers, with the validation accuracies that a choice is to be made on, and the values that were used."""
     tables = []
-    kinds = (("ewc", "EWC by strength", "strength", spec.strength if spec.importance is None else None), ("l2sp", "L2-SP by prior width", "tau", spec.tau))
+    kinds = (("ewc", "EWC by strength", "strength", strength), ("l2sp", "L2-SP by prior width", "tau", tau))
     for kind, title, heading, used in kinds:
         grid = _grid(results, kind)
         if not grid:
