@@ -117,6 +117,8 @@ def _lines(spec: Lines) -> Drawing:
         ax.set_xlabel(spec.x_label)
         if spec.x_log:
             ax.set_xscale("log")
+        else:
+            ax.xaxis.get_major_locator().set_params(integer=True)  # epochs
         if spec.y_log:
             ax.set_yscale("log")
     axes[0].set_ylabel(spec.y_label)
