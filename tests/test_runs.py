@@ -23,7 +23,9 @@ from retain.studies import find
 
 def start(out: Path, *words: str) -> subprocess.Popen[str]:
     env = {**os.environ, "OMP_NUM_THREADS": "1", "RETAIN_CHECKPOINT_SECONDS": "0"}
-    command = [sys.executable, "-m", "retain.cli", "run", "forgetting", *TINY, "--seeds", "2", "--out", str(out), *words]
+    # a runner in the background may ignore Ctrl-C, and children inherit that
+    script = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from retain.cli import main; main()"
+    command = [sys.executable, "-c", script, "run", "forgetting", *TINY, "--seeds", "2", "--out", str(out), *words]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
 
 

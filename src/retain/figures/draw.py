@@ -87,6 +87,8 @@ def _errors(values: list[float] | None) -> list[float] | None:
 
 
 def _lines(spec: Lines) -> Drawing:
+    from matplotlib.ticker import MaxNLocator
+
     panels = spec.panels or {"": spec.series}
     figure, axes = _canvas(len(panels), 4.6 if len(panels) > 1 else 6.4)
     for ax, (title, all_series) in zip(axes, panels.items(), strict=True):
@@ -118,7 +120,7 @@ def _lines(spec: Lines) -> Drawing:
         if spec.x_log:
             ax.set_xscale("log")
         else:
-            ax.xaxis.get_major_locator().set_params(integer=True)  # epochs
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True))  # epochs
         if spec.y_log:
             ax.set_yscale("log")
     axes[0].set_ylabel(spec.y_label)
