@@ -241,6 +241,9 @@ def test_penalties_and_weights_reach_the_loss(blobs, net):
         (lambda m, t: retain.learn(m, [t], batchnorm="thaw"), "batchnorm"),
         (lambda m, t: retain.learn(nn.Linear(4, 2), [t]), "labels from 0 to 1"),
         (lambda m, t: retain.learn(m, []), "at least one task"),
+        (lambda m, t: retain.learn(m, [t], "ewc"), r"methods\.EWC\(\)"),
+        (lambda m, t: retain.learn(m, [t], methods.EWC), "a method such as"),
+        (lambda m, t: retain.learn(None, [t]), "an nn.Module"),
         (lambda m, t: retain.learn(m, [t], seed=-1), "seed"),
     ],
 )

@@ -84,6 +84,10 @@ def learn(
     """
     check_count("epochs", epochs)
     check_count("batch_size", batch_size)
+    if not isinstance(model, nn.Module):
+        raise InputError("model", "an nn.Module", repr(model))
+    if method is not None and not isinstance(method, Method):
+        raise InputError("method", "a method such as methods.EWC()", repr(method))
     stream = as_stream(stream)
     watched = stream if watch is None else as_stream(watch)
     method, recorder = method or Plain(), recorder or Silent()
