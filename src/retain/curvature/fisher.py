@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from itertools import islice
 from typing import Any, Literal, get_args
 
 import torch
@@ -99,7 +98,7 @@ def fisher(
         raise InputError("structure", "'diagonal'", repr(structure))
     check_count("batch_size", batch_size)
     check_count("draws", draws)
-    task = data if isinstance(data, Task) and likelihood is None else as_task(data, likelihood, n=1)  # n is not used here
+    task = as_task(data, likelihood, n=1)  # n is not used here
     if labels in ("empirical", "predicted") and isinstance(task.likelihood, Tokens):
         raise InputError(
             "labels", "'sampled' for sequences", repr(labels), "The tokens of a sequence share its gradient; only for drawn labels do their cross terms vanish."
@@ -166,7 +165,7 @@ def _chosen(task: Task, samples: int | None, batch_size: int, replacement: bool,
             yield Batch(data.inputs[part], data.targets[part], task)
         return
     left = samples
-    for batch in islice(task.batches(batch_size), samples):
+    for batch in task.batches(batch_size):
         keep = min(left, len(batch.targets))
         yield Batch(tree_map(lambda t, k=keep: t[:k] if isinstance(t, Tensor) else t, batch.inputs), batch.targets[:keep], task)
         left -= keep
