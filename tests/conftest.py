@@ -61,7 +61,7 @@ def fisher_by_loop(model: nn.Module, inputs: torch.Tensor, targets: torch.Tensor
     """The slow, obvious Fisher diagonal: a backward pass for every sample and every label."""
     was_training = model.training
     model.eval()
-    parameters = dict(model.named_parameters())
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     total = {name: torch.zeros_like(p) for name, p in parameters.items()}
     for x, y in zip(inputs.split(1), targets.split(1), strict=True):
         outputs = model(x)

@@ -15,8 +15,9 @@ class Categorical(Likelihood):
 
     Outputs ``[B, C]`` are logits, targets ``[B]`` are class indices in 0..C-1.
 
-    The Hessian root is :math:`s_k = \sqrt{p_k}\,(p - e_k)`, since
-    :math:`\sum_k p_k (p - e_k)(p - e_k)^\top = \operatorname{diag}(p) - p p^\top`.
+    The Hessian root is the Cholesky factor of :math:`\operatorname{diag}(p) - p p^\top`, which has C - 1 columns: with
+    :math:`r_k = \sum_{j \ge k} p_j`, entry k of column k is :math:`\sqrt{p_k r_{k+1} / r_k}` and entry j > k is
+    :math:`-p_j \sqrt{p_k / (r_k r_{k+1})}` (Tanabe and Sagae 1992, theorem 1).
 
     Example:
         >>> import torch
@@ -50,8 +51,19 @@ class Categorical(Likelihood):
 
     def hessian_root(self, outputs: Tensor) -> Tensor:
         p = outputs.detach().softmax(1)
-        unit = torch.eye(p.shape[1], device=p.device, dtype=p.dtype)
-        return p.T.sqrt()[:, :, None] * (p[None] - unit[:, None])
+        rest = p.flip(1).cumsum(1).flip(1)  # of class k and all that follow; summed from the small end, so that no digits cancel
+        after = rest[:, 1:]
+        down = p[:, :-1] / rest[:, :-1]  # p_k / (rest from k)
+        column = (down / after).nan_to_num(0.0, 0.0, 0.0).sqrt()
+        classes = torch.arange(p.shape[1], device=p.device)
+        root = (-column.T[:, :, None] * p).masked_fill(classes <= classes[:-1, None, None], 0.0)
+        root[classes[:-1], :, classes[:-1]] = (down * after).sqrt().T
+        return root
+
+    def hessian_product(self, outputs: Tensor, u: Tensor, targets: Tensor) -> Tensor:
+        p = outputs.detach().softmax(1)
+        pu = p * u
+        return pu - p * pu.sum(1, keepdim=True)
 
     def check(self, outputs: Tensor, targets: Tensor, where: str = "the model") -> None:
         if outputs.ndim != 2:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from retain.errors import InputError
 
@@ -32,6 +32,11 @@ class Batch:
     task: Task
     weight: Tensor | None = None
     is_memory: Tensor | None = None
+
+
+def first_samples(batch: Batch, count: int) -> Batch:
+    """The first ``count`` samples of a batch, or all if there are fewer."""
+    return Batch(tree_map(lambda t: t[:count] if isinstance(t, Tensor) else t, batch.inputs), batch.targets[:count], batch.task)
 
 
 def apply(model: nn.Module, batch: Batch) -> Tensor:

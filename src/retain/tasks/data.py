@@ -43,6 +43,11 @@ class Data(ABC):
         return self
 
 
+def all_finite(values: Tensor) -> bool:
+    """Whether no entry is NaN or infinite; one pass of adding, and only an overflow of the sum needs another look."""
+    return bool(torch.isfinite(values.sum())) or bool(torch.isfinite(values).all())
+
+
 class TensorData(Data):
     """Inputs ``[N, ...]`` and targets ``[N, ...]`` as tensors; a batch is a slice.
 
@@ -62,7 +67,7 @@ class TensorData(Data):
         if inputs.dtype == torch.uint8:
             raise InputError("inputs", "floating point values or token indices", "bytes (torch.uint8)", "For images pass inputs.float() / 255.")
         for name, values in (("inputs", inputs), ("targets", targets)):
-            if values.is_floating_point() and not bool(torch.isfinite(values).all()):
+            if values.is_floating_point() and not all_finite(values):
                 row = int((~torch.isfinite(values)).flatten(1).any(1).nonzero()[0]) if values.ndim > 1 else int((~torch.isfinite(values)).nonzero()[0])
                 raise InputError(name, "finite numbers", f"NaN or infinity, first in sample {row}", "Drop or repair those samples.")
         self.inputs, self.targets = inputs, targets
@@ -141,7 +146,7 @@ class LoaderData(Data):
             inputs, targets = separate(item)
             for name, values in (("inputs", inputs), ("targets", targets)):
                 for part in tree_leaves(values):
-                    if isinstance(part, Tensor) and part.is_floating_point() and not bool(torch.isfinite(part).all()):
+                    if isinstance(part, Tensor) and part.is_floating_point() and not all_finite(part):
                         raise InputError(name, "finite numbers", f"NaN or infinity in batch {number}", "Drop or repair those samples.")
             yield self._move(inputs), self._move(targets)
         if empty:
