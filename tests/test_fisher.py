@@ -372,7 +372,7 @@ def test_frozen_layers_are_left_out_and_batches_do_not_matter():
     ("call", "words"),
     [
         (lambda m, d: fisher(m, d, "exakt"), "Did you mean 'exact'"),
-        (lambda m, d: fisher(m, d, structure="full"), "diagonal"),
+        (lambda m, d: fisher(m, d, structure="fill"), "Did you mean 'full'"),
         (lambda m, d: fisher(m, (d[0], d[1].float()[:, None]), "predicted", likelihood=Gaussian()), "every gradient is 0"),
         (lambda m, d: fisher(m, (d[0], d[1] + 5)), "labels from 0 to 1"),
         (lambda m, d: fisher(nn.Linear(3, 101), d), "sampled"),

@@ -241,5 +241,5 @@ def test_l2sp_leaves_new_heads_free():
     grown = Net(["old", "new"])
     both.begin(grown, TASK)
     both._active(grown)
-    assert len(both._terms) == 4
+    assert len(both._pulling.terms) == 4
     assert both.belief.n == pytest.approx(100)

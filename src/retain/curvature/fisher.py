@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args, overload
 
 import torch
 from torch import Tensor, nn
 
+from retain.beliefs import Precision
+from retain.curvature.full import full
+from retain.curvature.kronecker import Sharing, ekfac, kronecker
 from retain.curvature.outputs import LabelRule
 from retain.curvature.persample import powers
 from retain.curvature.pieces import total_power
 from retain.curvature.sweep import Sweep
-from retain.errors import InputError
+from retain.errors import InputError, nearest
 from retain.likelihoods import Likelihood
+
+Structure = Literal["diagonal", "kronecker", "ekfac", "full"]
 
 
 class Fisher(dict[str, Tensor]):
@@ -30,6 +35,7 @@ class Fisher(dict[str, Tensor]):
         self.n, self.labels, self.slow = n, labels, slow
 
 
+@overload
 def fisher(
     model: nn.Module,
     data: Any,
@@ -42,7 +48,41 @@ def fisher(
     replacement: bool = False,
     batch_size: int = 500,
     seed: int = 0,
-) -> Fisher:
+    sharing: Sharing = "expand",
+) -> Fisher: ...
+
+
+@overload
+def fisher(
+    model: nn.Module,
+    data: Any,
+    labels: LabelRule = "exact",
+    *,
+    structure: Literal["kronecker", "ekfac", "full"],
+    likelihood: Likelihood | None = None,
+    samples: int | None = None,
+    draws: int = 1,
+    replacement: bool = False,
+    batch_size: int = 500,
+    seed: int = 0,
+    sharing: Sharing = "expand",
+) -> Precision: ...
+
+
+def fisher(
+    model: nn.Module,
+    data: Any,
+    labels: LabelRule = "exact",
+    structure: Structure = "diagonal",
+    likelihood: Likelihood | None = None,
+    samples: int | None = None,
+    *,
+    draws: int = 1,
+    replacement: bool = False,
+    batch_size: int = 500,
+    seed: int = 0,
+    sharing: Sharing = "expand",
+) -> Fisher | Precision:
     r"""Fisher information of every weight, :math:`F_j = \frac1n \sum_i \mathbb{E}_{y}\big[(\partial_j \log p(y \mid x_i, \theta))^2\big]`.
 
     The label rule says what y is. ``exact`` takes the expectation over the model's own answers in closed form, ``sampled`` draws
@@ -60,16 +100,19 @@ def fisher(
         model: Any module, on any device.
         data: A :class:`~retain.tasks.Task` (its training part) or whatever makes one: a pair of arrays, a DataLoader.
         labels: The label rule.
-        structure: ``diagonal``.
+        structure: ``diagonal``; ``kronecker``, a product a layer; ``ekfac``, its eigenvalues measured in a second pass; ``full``, the
+            whole matrix of a small model.
         likelihood: What the outputs mean, if ``data`` is not a task; classification by default.
         samples: Use this many samples, drawn at random (of a loader: the first); all by default.
         draws: Labels drawn per sample under ``sampled``.
         replacement: Draw the samples with replacement.
         batch_size: Samples per pass; memory grows with it.
         seed: Seed of the samples and of the drawn labels.
+        sharing: How ``kronecker`` treats a layer at many positions, see :func:`~retain.curvature.kronecker.kronecker`.
 
     Returns:
-        A mapping from parameter name to a tensor of the parameter's shape and type.
+        For ``diagonal`` a mapping from parameter name to a tensor of the parameter's shape and type, else a
+        :class:`~retain.beliefs.Precision`.
 
     Raises:
         InputError: If the label rule is unknown or does not suit the outputs, or a value is not finite.
@@ -84,9 +127,17 @@ def fisher(
         >>> F["weight"]  # the mean of x**2 / sigma**2
         tensor([[1.2500]])
     """
-    if structure != "diagonal":
-        raise InputError("structure", "'diagonal'", repr(structure))
+    if structure not in get_args(Structure):
+        raise InputError("structure", f"one of {', '.join(get_args(Structure))}", repr(structure), nearest(str(structure), get_args(Structure)))
+    if sharing not in get_args(Sharing):
+        raise InputError("sharing", "'expand' or 'reduce'", repr(sharing))
     sweep = Sweep(model, data, labels, likelihood, samples, draws, replacement, batch_size, seed)
+    if structure == "kronecker":
+        return kronecker(sweep, sharing)
+    if structure == "ekfac":
+        return ekfac(sweep)
+    if structure == "full":
+        return full(sweep)
     values = diagonal(sweep)
     return Fisher(values, sweep.seen, labels, sweep.slow)
 

@@ -69,12 +69,25 @@ def _by_vmap(model: nn.Module, parameters: dict[str, nn.Parameter], batch: Batch
 def _by_loop(model: nn.Module, parameters: dict[str, nn.Parameter], batch: Batch, vectors: Tensor, exponent: int) -> dict[str, Tensor]:
     totals = {name: torch.zeros_like(p) for name, p in parameters.items()}
     for b in range(len(batch.targets)):
-        inputs = tree_map(lambda t, b=b: t[b : b + 1] if isinstance(t, Tensor) else t, batch.inputs)
-        with torch.enable_grad():
-            outputs = apply(model, Batch(inputs, batch.targets[b : b + 1], batch.task))
-            for v in vectors[:, b : b + 1]:
-                found = torch.autograd.grad(outputs, list(parameters.values()), v, retain_graph=True, allow_unused=True)
-                for total, g in zip(totals.values(), found, strict=True):
-                    if g is not None:
-                        total += (g.to_dense() if g.is_sparse else g).abs().pow(exponent)
+        for name, g in _one_by_one(model, parameters, batch, vectors, b).items():
+            totals[name] += g.abs().pow(exponent).sum(0)
     return totals
+
+
+def rows(model: nn.Module, parameters: dict[str, nn.Parameter], batch: Batch, vectors: Tensor) -> dict[str, Tensor]:
+    """The per-sample gradients themselves, ``[K, B, *shape]``, by a loop over samples."""
+    found = [_one_by_one(model, parameters, batch, vectors, b) for b in range(len(batch.targets))]
+    return {name: torch.stack([one[name] for one in found], 1) for name in parameters}
+
+
+def _one_by_one(model: nn.Module, parameters: dict[str, nn.Parameter], batch: Batch, vectors: Tensor, b: int) -> dict[str, Tensor]:
+    """Gradients of one sample, ``[K, *shape]``."""
+    inputs = tree_map(lambda t: t[b : b + 1] if isinstance(t, Tensor) else t, batch.inputs)
+    with torch.enable_grad():
+        outputs = apply(model, Batch(inputs, batch.targets[b : b + 1], batch.task))
+    columns: dict[str, list[Tensor]] = {name: [] for name in parameters}
+    for v in vectors[:, b : b + 1]:
+        found = torch.autograd.grad(outputs, list(parameters.values()), v, retain_graph=True, allow_unused=True)
+        for (name, p), g in zip(parameters.items(), found, strict=True):
+            columns[name].append(torch.zeros_like(p) if g is None else g.to_dense() if g.is_sparse else g)
+    return {name: torch.stack(column) for name, column in columns.items()}

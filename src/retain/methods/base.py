@@ -29,6 +29,14 @@ class Method:
         """Change the model before any optimiser exists; a model that it has changed before is returned as it is."""
         return model
 
+    @property
+    def scouts(self) -> bool:
+        """Whether the next task has to be fitted freely before :meth:`begin`, by a copy of the model; ``learn`` does it."""
+        return False
+
+    def scout(self, model: nn.Module, task: Task) -> None:
+        """Look at a model that learned the task freely."""
+
     def begin(self, model: nn.Module, task: Task) -> None:
         """Before a task is learned. When a task is gone on with, :meth:`load_state_dict` follows and has to restore what this did."""
 

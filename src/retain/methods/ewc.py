@@ -9,7 +9,7 @@ from torch import nn
 from retain.beliefs import Belief, Diagonal, product
 from retain.curvature import LabelRule, fisher
 from retain.errors import InputError, check_count, nearest
-from retain.methods.quadratic import Pull, Quadratic, _weights
+from retain.methods.quadratic import Pull, Quadratic, Strength, _weights
 from retain.tasks.task import Task, as_task
 
 
@@ -50,7 +50,7 @@ class EWC(Quadratic):
 
     def __init__(
         self,
-        strength: float = 1.0,
+        strength: Strength = 1.0,
         labels: LabelRule = "exact",
         samples: int | None = None,
         *,
@@ -77,15 +77,13 @@ class EWC(Quadratic):
         task = as_task(task)
         found = fisher(model, task, self.labels, samples=self.samples, replacement=self.replacement, draws=self.draws, seed=self.seed)
         theta, precision = _weights(model), Diagonal(found)
-        centre = {name: theta[name] for name in precision.values}
-        if self.belief is None:
-            self.belief = Belief(centre, precision, task.n)
-            return
-        self.belief = self.belief.fitted(model)
-        if self.centres == "latest":
-            self.belief = self.belief.update(centre, precision, task.n)
+        if self.belief is not None:
+            self.belief = self.belief.fitted(model)
+        if self.belief is None or self.centres == "latest":
+            self.remember(theta, precision, task.n)
         else:
-            self.belief = product(self.belief, Belief(centre, precision, task.n))
+            self.retained = None
+            self.belief = product(self.belief, Belief({name: theta[name] for name in precision.names}, precision, task.n))
 
     def settings(self) -> dict[str, Any]:
         """Everything the method was made with."""

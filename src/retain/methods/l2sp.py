@@ -10,7 +10,7 @@ from torch import nn
 
 from retain.beliefs import Belief, Identity
 from retain.errors import check_positive
-from retain.methods.quadratic import Pull, Quadratic, _weights
+from retain.methods.quadratic import Pull, Quadratic, Strength, _weights
 from retain.models.parameters import named_parameters
 from retain.tasks.task import Task
 
@@ -45,7 +45,7 @@ class L2SP(Quadratic):
     summary = "L2-SP: hold all weights alike, around the old ones"
     citation = "li2018explicit"
 
-    def __init__(self, strength: float = 1.0, tau: float = 0.1, *, exclude: Sequence[str] = (), pull: Pull = "gradient") -> None:
+    def __init__(self, strength: Strength = 1.0, tau: float = 0.1, *, exclude: Sequence[str] = (), pull: Pull = "gradient") -> None:
         super().__init__(strength, pull)
         self.tau = check_positive("tau", tau)
         self.exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
@@ -54,6 +54,7 @@ class L2SP(Quadratic):
         """Centre the prior at the model's weights; the task is not read."""
         names = [name for name in named_parameters(model) if not any(fnmatch(name, pattern) for pattern in self.exclude)]
         theta = _weights(model)
+        self.retained = None
         self.belief = Belief({name: theta[name] for name in names}, Identity(names), 1 / self.tau**2)
 
     def settings(self) -> dict[str, Any]:

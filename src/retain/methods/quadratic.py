@@ -3,32 +3,24 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from collections.abc import Mapping
+from fnmatch import fnmatch
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from retain.beliefs import Belief
+from retain.beliefs import Belief, Precision, RetentionLaw
+from retain.beliefs.retention import layer_of
 from retain.errors import InputError, RetainError, RetainWarning, check_positive
 from retain.methods.base import Method
-from retain.methods.stepsize import step_sizes
+from retain.methods.pull import Pulling, laid_beside
 from retain.models.parameters import named_parameters
 from retain.tasks.task import Task
 
 Pull = Literal["gradient", "proximal"]
-
-
-@dataclass
-class _Term:
-    """One pulled parameter: centre, rP, and room to work in, so that a step allocates nothing."""
-
-    parameter: nn.Parameter
-    centre: Tensor
-    weight: Tensor
-    scratch: Tensor
-    size: float | None = None
+Strength = float | Literal["optimal"] | RetentionLaw | Mapping[str, float]
 
 
 class Quadratic(Method):
@@ -43,27 +35,70 @@ class Quadratic(Method):
     :math:`\text{lr} \cdot r \max P > 2`; a warning says so.
 
     Args:
-        strength: How much the old samples weigh, dimensionless; 1 is the Bayesian answer, 0 is fine-tuning.
+        strength: How much the old samples weigh, dimensionless; 1 is the Bayesian answer, 0 is fine-tuning. A mapping from patterns
+            (``features.*``) to numbers sets it by parameter. ``optimal``, or a :class:`~retain.beliefs.RetentionLaw`, measures it:
+            ``learn`` then fits each new task freely first, which doubles the work.
         pull: ``gradient``, for every optimiser, or ``proximal``, for SGD, Adam and AdamW.
 
     Raises:
         InputError: If the strength is negative or the pull unknown.
     """
 
-    def __init__(self, strength: float = 1.0, pull: Pull = "gradient") -> None:
-        self.strength = check_positive("strength", strength, zero=True)
+    def __init__(self, strength: Strength = 1.0, pull: Pull = "gradient") -> None:
+        self.strength: float | RetentionLaw | dict[str, float]
+        if isinstance(strength, str):
+            if strength != "optimal":
+                raise InputError("strength", "a number, 'optimal' or a RetentionLaw", repr(strength))
+            self.strength = RetentionLaw()
+        elif isinstance(strength, RetentionLaw):
+            self.strength = strength
+        elif isinstance(strength, Mapping):
+            self.strength = {pattern: check_positive(f"strength of '{pattern}'", value, zero=True) for pattern, value in strength.items()}
+        else:
+            self.strength = check_positive("strength", strength, zero=True)
         if pull not in ("gradient", "proximal"):
             raise InputError("pull", "'gradient' or 'proximal'", repr(pull))
         self.pull = pull
         self.belief: Belief | None = None
+        self.retained: dict[str, float] | None = None
+        """By layer, or under ``model``: the strengths that the retention law has found for the task at hand."""
         self._new = 0  # samples of the new task
-        self._terms: list[_Term] | None = None
+        self._pulling: Pulling | None = None
         self._checked = False
 
+    @property
+    def scouts(self) -> bool:
+        """Whether the next task has to be fitted freely first, so that the law can be asked."""
+        return isinstance(self.strength, RetentionLaw) and self.belief is not None and self.retained is None
+
+    def scout(self, model: nn.Module, task: Task) -> None:
+        """Ask the retention law how much to keep.
+
+        Args:
+            model: A model that went on from the old weights and learned the task without any pull.
+            task: The task.
+        """
+        if isinstance(self.strength, RetentionLaw) and self.belief is not None:
+            found = self.strength(self.belief.fitted(model), _weights(model), task.n)
+            self.retained = {layer: one.strength for layer, one in found.items()}
+
     def begin(self, model: nn.Module, task: Task) -> None:
-        """Fit the belief to the model and weigh it against the new task's size."""
-        self._terms, self._checked = None, False
+        """Fit the belief to the model and weigh it against the new task's size.
+
+        Args:
+            model: The model.
+            task: The new task.
+
+        Raises:
+            RetainError: If the strength is to be measured and :meth:`scout` was not called.
+        """
+        self._pulling, self._checked = None, False
         self._new = task.n
+        if self.scouts:
+            raise RetainError(
+                "strength: expected a number, found a law that needs a free fit of the new task. Call method.scout(free_model, task) with a copy "
+                "that learned the task alone, or use retain.learn, which does."
+            )
         if self.belief is not None:
             self.belief = self.belief.fitted(model)
 
@@ -75,56 +110,59 @@ class Quadratic(Method):
         """Add the pull to the gradients."""
         if self.pull != "gradient" or not self._active(model):
             return
+        assert self._pulling is not None
         if not self._checked:
             self._check_stability(optimizer)
-        assert self._terms is not None
         with torch.no_grad():
-            for term in self._terms:
-                if term.parameter.grad is None:
-                    if torch.equal(term.parameter, term.centre):
-                        continue  # not reached by the loss and in place: the optimiser is to leave it alone
-                    term.parameter.grad = torch.zeros_like(term.parameter)
-                torch.sub(term.parameter, term.centre, out=term.scratch)
-                term.parameter.grad.addcmul_(term.scratch, term.weight)
+            self._pulling.gradient()
 
     def after_step(self, model: nn.Module, optimizer: Optimizer) -> None:
         """Take the proximal step."""
         if self.pull != "proximal" or not self._active(model):
             return
-        assert self._terms is not None
+        assert self._pulling is not None
         with torch.no_grad():
-            sizes = step_sizes(optimizer, [term.parameter for term in self._terms])
-            for term, size in zip(self._terms, sizes, strict=True):
-                if isinstance(size, Tensor) or size != term.size:
-                    # the share of the way from the centre that is left; kept while the step size stays
-                    torch.mul(term.weight, size, out=term.scratch).add_(1).reciprocal_()
-                    term.size = None if isinstance(size, Tensor) else size
-                torch.lerp(term.centre, term.parameter, term.scratch, out=term.parameter.data)
+            self._pulling.shrink(optimizer)
+
+    def remember(self, theta: Mapping[str, Tensor], precision: Precision, n: float) -> None:
+        """Take a task that was just learned into the belief; the law is to be asked anew for the next.
+
+        Args:
+            theta: The weights at which it was learned.
+            precision: Its precision there, per sample.
+            n: Its samples.
+        """
+        self.retained = None
+        centre = {name: theta[name] for name in precision.names}
+        self.belief = Belief(centre, precision, n) if self.belief is None else self.belief.update(centre, precision, n)
+
+    def strength_of(self, name: str) -> float:
+        """The strength of one parameter's pull."""
+        if isinstance(self.strength, RetentionLaw):
+            found = self.retained or {}
+            return found.get("model", found.get(layer_of(name), 0.0))
+        if isinstance(self.strength, dict):
+            return next((value for pattern, value in self.strength.items() if fnmatch(name, pattern)), 0.0)
+        return self.strength
 
     def _active(self, model: nn.Module) -> bool:
         if self.belief is None or self.strength == 0 or not self._new:
             return False
-        if self._terms is None:  # parameters, centre and rP side by side, once a task
-            self._terms = []
-            rate = self.strength * self.belief.n / self._new
-            for name, parameter in named_parameters(model).items():
-                if name in self.belief.precision:
-                    weight = (self.belief.precision.values[name].to(parameter) * rate).to(parameter.dtype)
-                    self._terms.append(
-                        _Term(parameter, self.belief.centre[name].to(parameter), weight.expand_as(parameter), torch.empty_like(parameter.detach()))
-                    )
-            if not self._terms:
+        if self._pulling is None:  # parameters, centre and rP side by side, once a task
+            rates = {name: self.strength_of(name) * self.belief.n / self._new for name in self.belief.precision.names}
+            self._pulling = laid_beside(self.belief, named_parameters(model), rates)
+            if self._pulling is None:
                 raise RetainError("model: expected at least one trainable parameter that the belief knows, found none. Names differ: was the model rebuilt?")
         return True
 
     def _check_stability(self, optimizer: Optimizer) -> None:
         self._checked = True
-        if not isinstance(optimizer, torch.optim.SGD) or self._terms is None:
+        if not isinstance(optimizer, torch.optim.SGD) or self._pulling is None:
             return
-        stiffest = max(float(term.weight.max()) for term in self._terms)
         group = max(optimizer.param_groups, key=lambda group: float(group["lr"]))
         rate, beta = float(group["lr"]), float(group["momentum"])
         limit = 2 * (1 + beta) / (1 + 2 * beta if group["nesterov"] else 1)
+        stiffest = self._pulling.stiffness()
         if rate * stiffest > limit:
             warnings.warn(
                 f"The pull of {self} diverges under SGD at lr={rate:g}: lr times its stiffness is {rate * stiffest:.3g}, "
@@ -134,12 +172,12 @@ class Quadratic(Method):
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """The belief."""
-        return {"belief": None if self.belief is None else self.belief.state_dict()}
+        """The belief, and what the retention law said."""
+        return {"belief": None if self.belief is None else self.belief.state_dict(), "retained": self.retained}
 
     def load_state_dict(self, state: dict[str, Any], model: nn.Module) -> None:
         """The belief, on the model's device."""
-        self._terms = None
+        self._pulling, self.retained = None, state["retained"]
         if state["belief"] is None:
             self.belief = None
             return

@@ -322,7 +322,7 @@ def _ends(record: dict[str, Any]) -> list[float]:
 
 def _error(estimate: Belief, full: Belief) -> float:
     """Relative error of a Fisher, ``|F - F_full| / |F_full|`` over all weights."""
-    a, b = estimate.precision.values, full.precision.values
+    a, b = estimate.precision.diagonal(), full.precision.diagonal()
     return float(torch.sqrt(sum((a[k] - b[k]).double().square().sum() for k in b) / sum(b[k].double().square().sum() for k in b)))  # type: ignore[arg-type]
 
 

@@ -12,8 +12,8 @@ from torch import nn
 
 from retain.errors import InputError, RetainError, check_count
 from retain.methods.base import Method, Plain
-from retain.models.parameters import unwrap
-from retain.seeds import generator, seeded
+from retain.models.parameters import copy, unwrap
+from retain.seeds import derive, generator, seeded
 from retain.tasks.batch import apply
 from retain.tasks.stream import Stream, as_stream
 from retain.training.batchnorm import BatchNormKeeper, BatchNormPolicy
@@ -121,6 +121,11 @@ def learn(
     for t in range(position[0], len(stream)):
         task = stream[t]
         if t > position[0] or not position[1]:
+            if method.scouts:  # a copy learns the task freely, and the method looks at where it ends
+                options: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "optimizer": optimizer, "lr": lr, "schedule": schedule}
+                free = copy(model)
+                learn(free, [task], seed=derive(seed, "scout", t), device=place, precision=precision, batchnorm=batchnorm, **options)
+                method.scout(free, task)
             method.begin(model, task)
         steps = make_optimizer(optimizer, model.parameters(), lr)
         initial = [group["lr"] for group in steps.param_groups]

@@ -18,7 +18,8 @@ def columns(x: Tensor, groups: int, kernel: Sizes, stride: Sizes, dilation: Size
     """The patch under the kernel at every position: ``[B, C, D...]`` to ``[B, groups, positions, channels of a group times kernel]``."""
     if len(kernel) == 2:
         found = F.unfold(x, kernel, dilation=dilation, stride=stride, padding=padding or 0)
-        return found.unflatten(1, (groups, -1)).transpose(2, 3)
+        patches: Tensor = found.unflatten(1, (groups, -1)).transpose(2, 3)
+        return patches
     if padding is not None:
         x = F.pad(x, [amount for one in reversed(padding) for amount in (one, one)])
     for axis, (size, step, spread) in enumerate(zip(kernel, stride, dilation, strict=True), start=2):

@@ -1,0 +1,133 @@
+"""The Fisher as Kronecker products, a layer at a time."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from retain.beliefs import Diagonal, Eigenbasis, Kronecker, Layer, Pairs
+from retain.curvature.persample import powers
+from retain.curvature.pieces import Outer, joined, total_power
+from retain.curvature.probe import Pieces
+from retain.curvature.sweep import Gradients, Sweep
+
+Sharing = Literal["expand", "reduce"]
+
+
+def kronecker(sweep: Sweep, sharing: Sharing = "expand") -> Kronecker:
+    r"""Second moments of every layer's inputs and of the gradients at its outputs, :math:`F \approx G \otimes A`.
+
+    At one position a sample, :math:`A = \frac1n \sum_i a_i a_i^\top` and :math:`G = \frac1n \sum_i \mathbb{E}_y[g_i g_i^\top]`. A layer at
+    many positions: ``expand`` takes them as independent, A a mean over samples and positions and G a sum over positions; ``reduce``
+    takes the mean of a and the sum of g over positions first (Eschenhagen et al. 2023, https://arxiv.org/abs/2311.00636).
+
+    Args:
+        sweep: What to differentiate, and on which data.
+        sharing: ``expand`` or ``reduce``.
+
+    Returns:
+        A precision; embeddings, norms, grouped and transposed convolutions and parameters without a closed form are in its diagonal.
+    """
+    inputs: dict[str, Tensor] = {}
+    slopes: dict[str, Tensor] = {}
+    counts: dict[str, int] = {}
+    biases: dict[str, str | None] = {}
+    rest: dict[str, Tensor] = {}
+    for number, found in enumerate(sweep):
+        if number == 0:
+            biases = blocks_of(found.pieces)
+        covered = {*biases, *(bias for bias in biases.values() if bias is not None)}
+        for weight, bias in biases.items():
+            piece = whole(found.pieces[weight])
+            g, a = piece.g[:, :, 0], piece.inputs()[:, 0]  # [K, B, M, P] and [B, P, N]
+            if sharing == "reduce":
+                g, a = g.sum(-1, keepdim=True), a.mean(1, keepdim=True)
+            g, a = g.transpose(-1, -2).flatten(0, -2), a.flatten(0, -2)
+            second = a.T @ a
+            if bias is not None:  # an input that is always 1
+                first = a.sum(0)
+                second = torch.cat([torch.cat([second, first[:, None]], 1), torch.cat([first, first.new_tensor([len(a)])])[None]])
+            if weight not in inputs:
+                inputs[weight], slopes[weight], counts[weight] = second.double(), (g.T @ g).double(), len(a)
+            else:
+                inputs[weight] += second
+                slopes[weight] += g.T @ g
+                counts[weight] += len(a)
+        _add_rest(sweep, found, covered, rest)
+    layers = {}
+    for weight, bias in biases.items():
+        like = sweep.parameters[weight]
+        G, A = slopes[weight] / (sweep.seen * sweep.draws), inputs[weight] / counts[weight]
+        sweep.check_finite({weight: G.sum() + A.sum()})
+        layers[weight] = Layer(like.shape, bias, Pairs([(G.to(like.dtype), A.to(like.dtype))]))
+    return _measured(sweep, layers, rest)
+
+
+def ekfac(sweep: Sweep) -> Kronecker:
+    r"""Kronecker eigenbasis with eigenvalues measured in it: :math:`S = \frac1n \sum_i \mathbb{E}_y[(U_G^\top \nabla_W U_A)^2]`.
+
+    Of all matrices that are diagonal in that basis it is the closest to the Fisher's block in the Frobenius norm (George et al. 2018,
+    https://arxiv.org/abs/1806.03884). Takes two passes over the data.
+
+    Args:
+        sweep: What to differentiate, and on which data.
+
+    Returns:
+        A precision whose blocks are in one basis.
+    """
+    first = kronecker(sweep).in_one_basis()
+    values: dict[str, Tensor] = {}
+    for found in sweep:
+        for weight, layer in first.layers.items():
+            block, piece = layer.block, whole(found.pieces[weight])
+            assert isinstance(block, Eigenbasis)
+            a = piece.inputs()
+            if layer.bias is not None:
+                a = torch.cat([a, a.new_ones(*a.shape[:-1], 1)], -1)
+            turned = Outer(block.left.T @ piece.g, a @ block.right, block.values.shape)
+            values[weight] = values.get(weight, 0) + turned.power(2).double()
+    layers = {}
+    for weight, layer in first.layers.items():
+        block = layer.block
+        assert isinstance(block, Eigenbasis)
+        measured = (values[weight] / (sweep.seen * sweep.draws)).to(block.values.dtype)
+        layers[weight] = layer._replace(block=Eigenbasis(block.left, block.right, measured))
+    return first._carry(Kronecker(layers, first.rest))
+
+
+def blocks_of(pieces: Pieces) -> dict[str, str | None]:
+    """Weights whose gradient is a sum of outer products, with the bias that is used wherever the weight is."""
+    found: dict[str, str | None] = {}
+    sites = {name: [number for number, _ in parts] for name, parts in pieces.items()}
+    for name, parts in pieces.items():
+        outer = [part.piece for _, part in parts if part.place is None and isinstance(part.piece, Outer)]
+        if len(outer) == len(parts) and all(piece.g.shape[2] == 1 and not piece.transposed for piece in outer):
+            found[name] = next((other for other in pieces if other != name and sites[other] == sites[name] and other not in found.values()), None)
+    return found
+
+
+def whole(parts: list) -> Outer:  # type: ignore[type-arg]
+    """All uses of a weight as one, those of a kind that are only outer products."""
+    return joined([part.piece for _, part in parts])
+
+
+def _add_rest(sweep: Sweep, found: Gradients, covered: set[str], rest: dict[str, Tensor]) -> None:
+    values = {
+        name: total_power([(part.place, part.piece) for _, part in parts], sweep.parameters[name].shape, 2)
+        for name, parts in found.pieces.items()
+        if name not in covered
+    }
+    if found.slow:
+        values.update(powers(sweep.model, found.slow, found.batch, found.vectors))
+    for name, value in values.items():
+        rest[name] = rest.get(name, 0) + value.double()
+
+
+def _measured(sweep: Sweep, layers: dict[str, Layer], rest: dict[str, Tensor]) -> Kronecker:
+    diagonal = {name: (value / (sweep.seen * sweep.draws)).to(sweep.parameters[name].dtype) for name, value in rest.items()}
+    sweep.check_finite(diagonal)
+    made = Kronecker(layers, Diagonal(diagonal))
+    made.n, made.labels, made.slow = sweep.seen, str(sweep.labels), sweep.slow
+    return made
