@@ -240,7 +240,8 @@ def _in_basis(G: Tensor, A: Tensor, pairs: list[tuple[Tensor, Tensor]], old: lis
     error = missed / whole**0.5 if whole > 0 else 0.0
     if len(pairs) == 1 and not old:
         error = 0.0  # exact; what is left is rounding
-    return Eigenbasis(left.to(like.dtype), right.to(like.dtype), values.to(like.dtype), error)
+    # laid out row by row, as a file holds them: products then have the same bits before and after
+    return Eigenbasis(left.to(like.dtype).contiguous(), right.to(like.dtype).contiguous(), values.to(like.dtype), error)
 
 
 def _overlap(g: Tensor, a: Tensor, pairs: list[tuple[Tensor, Tensor]]) -> float:

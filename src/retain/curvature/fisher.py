@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal, get_args, overload
 
 import torch
@@ -162,3 +163,22 @@ def diagonal(sweep: Sweep, exponent: int = 2) -> dict[str, Tensor]:
     result = {name: (total / (sweep.seen * sweep.draws)).to(sweep.parameters[name].dtype) for name, total in totals.items()}
     sweep.check_finite(result)
     return result
+
+
+def sensitivity(
+    model: nn.Module, data: Any, at_outputs: Callable[[Tensor], Tensor], *, samples: int | None = None, batch_size: int = 500, seed: int = 0
+) -> dict[str, Tensor]:
+    r"""Mean over samples of absolute gradients, :math:`\frac1n \sum_i |\partial_j h(f(x_i))|`, of a function h of the outputs.
+
+    Args:
+        model: Any module.
+        data: A task or whatever makes one; labels are not read.
+        at_outputs: The gradient of h, from outputs ``[B, ...]`` to a tensor of that shape.
+        samples: Use this many samples; all by default.
+        batch_size: Samples per pass.
+        seed: Seed of the samples.
+
+    Returns:
+        A tensor of each parameter's shape.
+    """
+    return diagonal(Sweep(model, data, lambda outputs: at_outputs(outputs.detach())[None], samples=samples, batch_size=batch_size, seed=seed), 1)

@@ -4,8 +4,12 @@ from retain.methods.base import Method, Plain
 from retain.methods.ewc import EWC
 from retain.methods.l2sp import L2SP
 from retain.methods.laplace import StructuredLaplace
+from retain.methods.mas import MAS
+from retain.methods.online_ewc import OnlineEWC
 from retain.methods.quadratic import Quadratic
+from retain.methods.rwalk import RWalk
+from retain.methods.si import SI
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (Plain, EWC, L2SP, StructuredLaplace)}
+METHODS: dict[str, type[Method]] = {method.name: method for method in (Plain, EWC, OnlineEWC, StructuredLaplace, SI, MAS, RWalk, L2SP)}
 
-__all__ = ["EWC", "L2SP", "METHODS", "Method", "Plain", "Quadratic", "StructuredLaplace"]
+__all__ = ["EWC", "L2SP", "MAS", "METHODS", "Method", "OnlineEWC", "Plain", "Quadratic", "RWalk", "SI", "StructuredLaplace"]

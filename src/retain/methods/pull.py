@@ -24,7 +24,7 @@ class Pulling(Protocol):
         """Take the proximal step."""
 
     def stiffness(self) -> float:
-        """The largest entry of rP's diagonal."""
+        """The largest eigenvalue of rP."""
 
 
 def laid_beside(belief: Belief, parameters: Mapping[str, nn.Parameter], rates: Mapping[str, float]) -> Pulling | None:
@@ -116,7 +116,19 @@ class _Matrix:
                 p.data.copy_(self.centre[name] + left[name] / self.roots[name])
 
     def stiffness(self) -> float:
-        return max(float(value.max()) * self.rate * self.roots[name] ** 2 for name, value in self.precision.diagonal().items())
+        """The largest eigenvalue, by twenty power iterations from the diagonal."""
+        v = {name: self.roots[name] * value.expand_as(self.centre[name]) for name, value in self.precision.diagonal().items()}
+        found = 0.0
+        for _ in range(20):
+            size = sum(float(value.double().square().sum()) for value in v.values()) ** 0.5
+            if not size:
+                break
+            v = {name: value / size for name, value in v.items()}
+            moved = self.precision.product({name: self.roots[name] * value for name, value in v.items()})
+            moved = {name: self.roots[name] * value for name, value in moved.items()}
+            found = sum(float((v[name] * value).double().sum()) for name, value in moved.items())
+            v = moved
+        return self.rate * found
 
 
 def _ready(parameter: nn.Parameter, centre: Tensor) -> bool:
