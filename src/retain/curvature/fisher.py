@@ -5,20 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal, get_args, overload
 
-import torch
 from torch import Tensor, nn
 
 from retain.beliefs import Precision
+from retain.curvature.fisher_diagonal import diagonal
 from retain.curvature.full import full
 from retain.curvature.kronecker import Sharing, ekfac, kronecker
+from retain.curvature.lowrank import low_rank
 from retain.curvature.outputs import LabelRule
-from retain.curvature.persample import powers
-from retain.curvature.pieces import total_power
 from retain.curvature.sweep import Sweep
 from retain.errors import InputError, nearest
 from retain.likelihoods import Likelihood
 
-Structure = Literal["diagonal", "kronecker", "ekfac", "full"]
+Structure = Literal["diagonal", "low-rank", "kronecker", "ekfac", "full"]
 
 
 class Fisher(dict[str, Tensor]):
@@ -50,6 +49,7 @@ def fisher(
     batch_size: int = 500,
     seed: int = 0,
     sharing: Sharing = "expand",
+    rank: int = 10,
 ) -> Fisher: ...
 
 
@@ -59,7 +59,7 @@ def fisher(
     data: Any,
     labels: LabelRule = "exact",
     *,
-    structure: Literal["kronecker", "ekfac", "full"],
+    structure: Literal["low-rank", "kronecker", "ekfac", "full"],
     likelihood: Likelihood | None = None,
     samples: int | None = None,
     draws: int = 1,
@@ -67,6 +67,7 @@ def fisher(
     batch_size: int = 500,
     seed: int = 0,
     sharing: Sharing = "expand",
+    rank: int = 10,
 ) -> Precision: ...
 
 
@@ -83,6 +84,7 @@ def fisher(
     batch_size: int = 500,
     seed: int = 0,
     sharing: Sharing = "expand",
+    rank: int = 10,
 ) -> Fisher | Precision:
     r"""Fisher information of every weight, :math:`F_j = \frac1n \sum_i \mathbb{E}_{y}\big[(\partial_j \log p(y \mid x_i, \theta))^2\big]`.
 
@@ -101,8 +103,8 @@ def fisher(
         model: Any module, on any device.
         data: A :class:`~retain.tasks.Task` (its training part) or whatever makes one: a pair of arrays, a DataLoader.
         labels: The label rule.
-        structure: ``diagonal``; ``kronecker``, a product a layer; ``ekfac``, its eigenvalues measured in a second pass; ``full``, the
-            whole matrix of a small model.
+        structure: ``diagonal``; ``low-rank``, the largest directions and the diagonal of the rest; ``kronecker``, a product a layer;
+            ``ekfac``, its eigenvalues measured in a second pass; ``full``, the whole matrix of a small model.
         likelihood: What the outputs mean, if ``data`` is not a task; classification by default.
         samples: Use this many samples, drawn at random (of a loader: the first); all by default.
         draws: Labels drawn per sample under ``sampled``.
@@ -110,6 +112,7 @@ def fisher(
         batch_size: Samples per pass; memory grows with it.
         seed: Seed of the samples and of the drawn labels.
         sharing: How ``kronecker`` treats a layer at many positions, see :func:`~retain.curvature.kronecker.kronecker`.
+        rank: Directions kept by ``low-rank``.
 
     Returns:
         For ``diagonal`` a mapping from parameter name to a tensor of the parameter's shape and type, else a
@@ -137,32 +140,12 @@ def fisher(
         return kronecker(sweep, sharing)
     if structure == "ekfac":
         return ekfac(sweep)
+    if structure == "low-rank":
+        return low_rank(sweep, rank)
     if structure == "full":
         return full(sweep)
     values = diagonal(sweep)
     return Fisher(values, sweep.seen, labels, sweep.slow)
-
-
-def diagonal(sweep: Sweep, exponent: int = 2) -> dict[str, Tensor]:
-    """Mean over observations of per-sample gradients to a power.
-
-    Args:
-        sweep: What to differentiate, and on which data.
-        exponent: 1 (absolute values) or 2.
-
-    Returns:
-        A tensor of each parameter's shape and type; sums are taken in float64.
-    """
-    totals = {name: torch.zeros(p.shape, dtype=torch.float64, device=p.device) for name, p in sweep.parameters.items()}
-    for found in sweep:
-        for name, parts in found.pieces.items():
-            totals[name] += total_power([(part.place, part.piece) for _, part in parts], sweep.parameters[name].shape, exponent)
-        if found.slow:
-            for name, values in powers(sweep.model, found.slow, found.batch, found.vectors, exponent).items():
-                totals[name] += values
-    result = {name: (total / (sweep.seen * sweep.draws)).to(sweep.parameters[name].dtype) for name, total in totals.items()}
-    sweep.check_finite(result)
-    return result
 
 
 def sensitivity(

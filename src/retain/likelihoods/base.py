@@ -37,6 +37,27 @@ class Likelihood(ABC):
     def hessian_root(self, outputs: Tensor) -> Tensor:
         r"""Vectors :math:`s_k` with :math:`\sum_k s_k s_k^\top = \nabla_f^2 (-\log p) = \mathbb{E}_y[g g^\top]`, ``[K, *outputs.shape]``."""
 
+    def hessian_product(self, outputs: Tensor, u: Tensor, targets: Tensor) -> Tensor:
+        r"""The Hessian at the outputs times a vector, sample by sample: :math:`\nabla_f^2(-\log p)\,u = \sum_k s_k (s_k^\top u)`.
+
+        Args:
+            outputs: The model's outputs, ``[B, ...]``.
+            u: A vector for every sample, shaped like the outputs.
+            targets: Say which positions count, for sequences; the Hessian does not depend on them otherwise.
+
+        Returns:
+            A tensor shaped like ``u``, 0 at masked classes and at positions that do not count.
+
+        Example:
+            >>> import torch
+            >>> from retain.likelihoods import Gaussian
+            >>> Gaussian(sigma=0.5).hessian_product(torch.zeros(1, 2), torch.tensor([[1.0, 3.0]]), torch.zeros(1, 2))
+            tensor([[ 4., 12.]])
+        """
+        root = self.hessian_root(outputs)
+        along = (root * u).flatten(2).sum(2)
+        return (root * along.reshape(*along.shape, *[1] * (u.ndim - 1))).sum(0)
+
     @abstractmethod
     def check(self, outputs: Tensor, targets: Tensor, where: str = "the model") -> None:
         """Raise :class:`~retain.errors.InputError` if outputs and targets cannot belong together."""

@@ -42,6 +42,10 @@ class Bernoulli(Likelihood):
         unit = torch.eye(root.shape[1], device=root.device, dtype=root.dtype)
         return (unit[:, None] * root[None]).reshape(root.shape[1], *outputs.shape)
 
+    def hessian_product(self, outputs: Tensor, u: Tensor, targets: Tensor) -> Tensor:
+        f = outputs.detach()
+        return f.sigmoid() * (-f).sigmoid() * u  # 1 - p would round to 0
+
     def check(self, outputs: Tensor, targets: Tensor, where: str = "the model") -> None:
         check_same_shape(outputs, targets, where)
         if targets.numel() and (float(targets.min()) < 0 or float(targets.max()) > 1):

@@ -50,6 +50,9 @@ class Gaussian(Likelihood):
         unit = torch.eye(width, device=outputs.device, dtype=outputs.dtype) / self.sigma
         return unit[:, None].expand(width, len(outputs), width).reshape(width, *outputs.shape)
 
+    def hessian_product(self, outputs: Tensor, u: Tensor, targets: Tensor) -> Tensor:
+        return u / self.sigma**2
+
     def check(self, outputs: Tensor, targets: Tensor, where: str = "the model") -> None:
         check_same_shape(outputs, targets, where)
 

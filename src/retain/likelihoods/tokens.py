@@ -57,6 +57,11 @@ class Tokens(Likelihood):
             f"An exact sum would need one backward pass for each of {outputs.shape[1] * outputs.shape[2]} token-class pairs.",
         )
 
+    def hessian_product(self, outputs: Tensor, u: Tensor, targets: Tensor) -> Tensor:
+        p = outputs.detach().softmax(-1)
+        pu = p * u
+        return (pu - p * pu.sum(-1, keepdim=True)) * (targets != self.ignore).unsqueeze(-1)
+
     def check(self, outputs: Tensor, targets: Tensor, where: str = "the model") -> None:
         if outputs.ndim != 3 or targets.shape != outputs.shape[:2]:
             raise InputError(

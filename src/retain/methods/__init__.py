@@ -9,7 +9,8 @@ from retain.methods.online_ewc import OnlineEWC
 from retain.methods.quadratic import Quadratic
 from retain.methods.rwalk import RWalk
 from retain.methods.si import SI
+from retain.methods.ssr import SSR
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (Plain, EWC, OnlineEWC, StructuredLaplace, SI, MAS, RWalk, L2SP)}
+METHODS: dict[str, type[Method]] = {method.name: method for method in (Plain, EWC, OnlineEWC, StructuredLaplace, SSR, SI, MAS, RWalk, L2SP)}
 
-__all__ = ["EWC", "L2SP", "MAS", "METHODS", "Method", "OnlineEWC", "Plain", "Quadratic", "RWalk", "SI", "StructuredLaplace"]
+__all__ = ["EWC", "L2SP", "MAS", "METHODS", "Method", "OnlineEWC", "Plain", "Quadratic", "RWalk", "SI", "SSR", "StructuredLaplace"]

@@ -21,8 +21,8 @@ class MAS(Quadratic):
 
     Equations 2 and 3 of Aljundi et al. 2018 (https://arxiv.org/abs/1711.09601), with absolute values per sample, not of a batch's mean.
     :math:`\Omega` is not a curvature in nats. With ``scale="fisher"`` P is :math:`\Omega` scaled to the trace of the Fisher on up to
-    2,000 samples, three labels drawn for each, so that a strength means about what it means for EWC; with ``scale="paper"`` P is :math:`2 \Omega` and the paper's lambda is
-    ``strength * n / m``.
+    2,000 samples, three labels drawn for each, so that a strength means about what it means for EWC; with ``scale="paper"`` P is
+    :math:`2 \Omega` and the paper's lambda is ``strength * n / m``.
 
     Args:
         strength: See :class:`Quadratic`.

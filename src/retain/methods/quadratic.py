@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from retain.beliefs import Belief, Precision, RetentionLaw
 from retain.beliefs.retention import layer_of
-from retain.errors import InputError, RetainError, RetainWarning, check_positive
+from retain.errors import InputError, RetainError, RetainWarning, check_count, check_positive
 from retain.methods.base import Method
 from retain.methods.pull import Pulling, laid_beside
 from retain.models.parameters import named_parameters
@@ -39,12 +39,14 @@ class Quadratic(Method):
             (``features.*``) to numbers sets it by parameter. ``optimal``, or a :class:`~retain.beliefs.RetentionLaw`, measures it:
             ``learn`` then fits each new task freely first, which doubles the work.
         pull: ``gradient``, for every optimiser, or ``proximal``, for SGD, Adam and AdamW.
+        every: Take the proximal step once in so many steps of the optimiser, that much larger: it saves time where P is dear and,
+            being implicit, stays stable.
 
     Raises:
         InputError: If the strength is negative or the pull unknown.
     """
 
-    def __init__(self, strength: Strength = 1.0, pull: Pull = "gradient") -> None:
+    def __init__(self, strength: Strength = 1.0, pull: Pull = "gradient", every: int = 1) -> None:
         self.strength: float | RetentionLaw | dict[str, float]
         if isinstance(strength, str):
             if strength != "optimal":
@@ -58,7 +60,10 @@ class Quadratic(Method):
             self.strength = check_positive("strength", strength, zero=True)
         if pull not in ("gradient", "proximal"):
             raise InputError("pull", "'gradient' or 'proximal'", repr(pull))
-        self.pull = pull
+        if check_count("every", every) > 1 and pull != "proximal":
+            raise InputError("every", "1 with pull='gradient'", every, "Pass pull='proximal', which takes larger steps without diverging.")
+        self.pull, self.every = pull, every
+        self._steps = 0
         self.belief: Belief | None = None
         self.retained: dict[str, float] | None = None
         """By layer, or under ``model``: the strengths that the retention law has found for the task at hand."""
@@ -92,7 +97,7 @@ class Quadratic(Method):
         Raises:
             RetainError: If the strength is to be measured and :meth:`scout` was not called.
         """
-        self._pulling, self._checked = None, False
+        self._pulling, self._checked, self._steps = None, False, 0
         self._new = task.n
         if self.scouts:
             raise RetainError(
@@ -119,6 +124,9 @@ class Quadratic(Method):
     def after_step(self, model: nn.Module, optimizer: Optimizer) -> None:
         """Take the proximal step."""
         if self.pull != "proximal" or not self._active(model):
+            return
+        self._steps += 1
+        if self._steps % self.every:
             return
         assert self._pulling is not None
         with torch.no_grad():
@@ -149,7 +157,7 @@ class Quadratic(Method):
         if self.belief is None or self.strength == 0 or not self._new:
             return False
         if self._pulling is None:  # parameters, centre and rP side by side, once a task
-            rates = {name: self.strength_of(name) * self.belief.n / self._new for name in self.belief.precision.names}
+            rates = {name: self.strength_of(name) * self.belief.n / self._new * self.every for name in self.belief.precision.names}
             self._pulling = laid_beside(self.belief, named_parameters(model), rates)
             if self._pulling is None:
                 raise RetainError("model: expected at least one trainable parameter that the belief knows, found none. Names differ: was the model rebuilt?")
@@ -173,11 +181,11 @@ class Quadratic(Method):
 
     def state_dict(self) -> dict[str, Any]:
         """The belief, and what the retention law said."""
-        return {"belief": None if self.belief is None else self.belief.state_dict(), "retained": self.retained}
+        return {"belief": None if self.belief is None else self.belief.state_dict(), "retained": self.retained, "steps": self._steps}
 
     def load_state_dict(self, state: dict[str, Any], model: nn.Module) -> None:
         """The belief, on the model's device."""
-        self._pulling, self.retained = None, state["retained"]
+        self._pulling, self.retained, self._steps = None, state["retained"], state["steps"]
         if state["belief"] is None:
             self.belief = None
             return
@@ -185,7 +193,7 @@ class Quadratic(Method):
 
     def settings(self) -> dict[str, Any]:
         """Strength and pull."""
-        return {"strength": self.strength, "pull": self.pull}
+        return {"strength": self.strength, "pull": self.pull, **({"every": self.every} if self.every > 1 else {})}
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:

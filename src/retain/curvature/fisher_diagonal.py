@@ -1,0 +1,32 @@
+"""Means of powers of per-sample gradients."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from retain.curvature.persample import powers
+from retain.curvature.pieces import total_power
+from retain.curvature.sweep import Sweep
+
+
+def diagonal(sweep: Sweep, exponent: int = 2) -> dict[str, Tensor]:
+    """Mean over observations of per-sample gradients to a power.
+
+    Args:
+        sweep: What to differentiate, and on which data.
+        exponent: 1 (absolute values) or 2.
+
+    Returns:
+        A tensor of each parameter's shape and type; sums are taken in float64.
+    """
+    totals = {name: torch.zeros(p.shape, dtype=torch.float64, device=p.device) for name, p in sweep.parameters.items()}
+    for found in sweep:
+        for name, parts in found.pieces.items():
+            totals[name] += total_power([(part.place, part.piece) for _, part in parts], sweep.parameters[name].shape, exponent)
+        if found.slow:
+            for name, values in powers(sweep.model, found.slow, found.batch, found.vectors, exponent).items():
+                totals[name] += values
+    result = {name: (total / (sweep.seen * sweep.draws)).to(sweep.parameters[name].dtype) for name, total in totals.items()}
+    sweep.check_finite(result)
+    return result
