@@ -98,6 +98,6 @@ def retain_command(*words: str, cwd: Path | None = None, **environment: str) -> 
 # a forgetting study of seconds
 TINY = [
     word
-    for setting in ("hidden=[16]", "epochs=2", "strengths=[100]", "taus=[]", "sample_sizes=[]", "norm_samples=50", "threads=1", "batch_size=128")
+    for setting in ("hidden=[16]", "epochs=2", "strengths=[100]", "taus=[]", "factors=[]", "sample_sizes=[]", "norm_samples=50", "threads=1", "batch_size=128")
     for word in ("--set", setting)
 ]

@@ -752,6 +752,15 @@ def test_a_crowded_spectrum_needs_restarts(monkeypatch):
     assert not short.converged and short.residuals.max() > 1e-5
 
 
+def test_new_directions_are_only_as_many_as_there_are():
+    Q, r = torch.eye(9).double()[:, :2], torch.randn(9, 1).double()
+    found = spectrum._beside(torch.cat([r, Q[:, :1] + Q[:, 1:], 2 * r + Q[:, :1]], 1), Q)
+    assert found.shape == (9, 1) and (Q.T @ found).abs().max() < 1e-15
+    Q = torch.linalg.qr(torch.randn(3, 2).double())[0]
+    found = spectrum._beside(torch.cat([r[:3], Q[:, :1] + 1e-12 * torch.randn(3, 1)], 1), Q)  # what is left of the second is rounding
+    assert found.shape == (3, 1) and (Q.T @ found).abs().max() < 1e-15
+
+
 @pytest.mark.parametrize("k", [1, 4, 5])
 def test_all_eigenvalues_of_small_and_odd_matrices(k):
     for A in (torch.eye(5), torch.zeros(5, 5), torch.diag(torch.tensor([1.0, 0, 0, 0, 0])), positive(5).float()):
@@ -787,6 +796,8 @@ def test_the_density_of_a_model_draws(tmp_path):
     figure = density(hessian(model, (x, y)), 20).figure()
     assert figure.y_log and min(figure.series[0].y) > 0
     assert draw(figure) is not None
+    gap = density(lambda v: torch.tensor([0.0, 1.0]) * v, width=0.02, points=301, like=torch.ones(2))
+    assert float(gap.density.min()) == 0 and min(gap.figure().series[0].y) > 0  # on a logarithmic axis
     one = density(lambda v: 2 * v, like=torch.ones(3))
     assert abs(float(torch.trapezoid(one.density, one.grid)) - 1) < 1e-6 and 1.9 < float(one.grid[one.density.argmax()]) < 2.1
 

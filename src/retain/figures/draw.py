@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
 # Okabe and Ito's colours, told apart by readers with any colour vision
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666", "#000000")
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666", "#000000", "#8C510A", "#762A83", "#A6D854")
 _STYLE: dict[str, Any] = {
     "font.size": 10,
     "axes.spines.top": False,

@@ -12,57 +12,27 @@ import json
 import time
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, get_args
 
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt
-from torch import nn
+from torch import Tensor, nn
 
 from retain import metrics
-from retain.beliefs import Belief, strength_from_importance
+from retain.beliefs import Belief, Identity
 from retain.curvature import LabelRule, fisher
 from retain.errors import InputError, RetainError
 from retain.figures import Figure, Table
-from retain.methods import EWC, L2SP, Method, Plain
-from retain.methods.quadratic import Pull
+from retain.methods import Method, Plain
 from retain.models import MLP, Conv, copy
-from retain.seeds import derive, generator
+from retain.seeds import generator
 from retain.studies import forgetting_figures as show
-from retain.studies.base import Keeper, Outcome, Plan, Spec, Study
+from retain.studies.base import Keeper, Outcome, Plan, Study
+from retain.studies.forgetting_arms import LAWS, SCALED, WATCHING, ewc, make, strength_of
+from retain.studies.forgetting_spec import PRESETS, ForgettingSpec
 from retain.tasks import Stream, Task, fashion_mnist, mnist, sequence, union
 from retain.training import Result, learn, load, measure
 from retain.training.devices import choose_device
-from retain.training.optimizers import Schedule, make_optimizer
-
-Strength = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Arm = Literal["plain", "ewc", "l2sp", "joint"]
-
-
-class ForgettingSpec(Spec):
-    """Settings of the forgetting study."""
-
-    embedded: bool = Field(True, description="use the 10,000 + 2,000 images a task that come with Retain")
-    validation: int = Field(1000, ge=0, description="training images a task held out, on which choices are made")
-    model: Literal["mlp", "cnn"] = Field("mlp", description="architecture")
-    hidden: tuple[PositiveInt, ...] = Field((256, 256), description="hidden widths of the mlp")
-    output_relu: bool = Field(False, description="a ReLU on the outputs: the tutorial's defect")
-    optimizer: Literal["adam", "adamw", "sgd", "momentum"] = Field("momentum", description="optimiser; momentum is SGD with momentum 0.9")
-    lr: PositiveFloat = Field(0.1, description="learning rate")
-    schedule: Schedule = Field("cosine", description="course of the learning rate within a task: constant or cosine")
-    batch_size: PositiveInt = Field(64, description="samples a step")
-    epochs: PositiveInt = Field(5, description="passes over each task")
-    arms: tuple[Arm, ...] = Field(("plain", "ewc", "l2sp", "joint"), min_length=1, description="what is compared")
-    strength: Strength = Field(300.0, description="EWC's strength; 1 is the Bayesian answer")
-    importance: Strength | None = Field(None, description="the tutorial's factor instead of strength: 2 importance m / n")
-    labels: LabelRule = Field("exact", description="the Fisher's label rule: exact, sampled, empirical or predicted")
-    fisher_samples: PositiveInt | None = Field(None, description="samples of the old task behind the Fisher; all by default")
-    fisher_replacement: bool = Field(False, description="draw them with replacement")
-    pull: Pull = Field("proximal", description="the pull as a proximal step or as a gradient")
-    tau: PositiveFloat = Field(0.05, description="width of L2-SP's prior")
-    strengths: tuple[Strength, ...] = Field((10.0, 30.0, 100.0, 300.0, 1000.0), description="EWC's strengths in the trade-off plot")
-    taus: tuple[PositiveFloat, ...] = Field((0.1, 0.05, 0.03), description="L2-SP's widths in the trade-off plot")
-    sample_sizes: tuple[PositiveInt, ...] = Field((16, 128, 512, 2048), description="sizes in the plot of the Fisher against its samples")
-    norm_samples: PositiveInt = Field(2000, description="samples behind the Fisher norms by layer")
+from retain.training.optimizers import make_optimizer
 
 
 class Forgetting(Study):
@@ -75,52 +45,38 @@ class Forgetting(Study):
     )
     spec_type = ForgettingSpec
     citations: ClassVar[list[str]] = ["kirkpatrick2017overcoming", "li2018explicit", "huszar2018note", "lecun1998gradient", "xiao2017fashion"]
-    presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "quick": {},
-        "paper": {
-            "embedded": False,
-            "hidden": (256, 256, 256),
-            "output_relu": True,
-            "optimizer": "sgd",
-            "lr": 1e-3,
-            "schedule": "constant",
-            "pull": "gradient",
-            "batch_size": 32,
-            "epochs": 25,
-            "importance": 1000.0,
-            "labels": "predicted",
-            "fisher_samples": 512,
-            "fisher_replacement": True,
-            "validation": 0,
-            "strengths": (),
-            "taus": (),
-            "sample_sizes": (),
-        },
-        "best": {
-            "embedded": False,
-            "seeds": 5,
-            "validation": 5000,
-            "batch_size": 128,
-            "epochs": 10,
-            "tau": 0.03,
-            "strengths": (1.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0),
-            "taus": (0.3, 0.1, 0.05, 0.03, 0.02),
-            "sample_sizes": (16, 64, 256, 512, 2048, 10000),
-        },
-    }
+    presets = PRESETS
 
     def stages(self, spec: ForgettingSpec) -> list[str]:
-        """First task, arms in order, then the trade-off and the sample sizes; a point that an arm stands for is not run again."""
-        grid = [f"ewc@{s:g}" for s in spec.strengths if "ewc" not in spec.arms or spec.importance is not None or s != spec.strength]
-        grid += [f"l2sp@{t:g}" for t in spec.taus if "l2sp" not in spec.arms or t != spec.tau]
-        grid += [f"fisher@{n}" for n in spec.sample_sizes]
-        return ["first", *spec.arms, *grid]
+        """First task, arms in order, then the trade-off, the laws and the sample sizes; a point that an arm stands for is not run again."""
+        watched = [f"first-{arm}" for arm in spec.arms if arm in WATCHING]
+        grid = [_stage(arm, value) for arm, values in self._grids(spec).items() for value in values if not self._stands(spec, arm, value)]
+        laws = [f"{arm}@{law}" for arm in ("ewc", "laplace") if arm in spec.arms for law in spec.laws]
+        return ["first", *watched, *spec.arms, *grid, *laws, *(f"fisher@{n}" for n in spec.sample_sizes)]
+
+    def _grids(self, spec: ForgettingSpec) -> dict[str, list[float]]:
+        """Values in the trade-off by arm: strengths, and for L2-SP widths."""
+        scaled: dict[str, list[float]] = {
+            arm: [float(f"{f * getattr(spec, f'strength_{arm}'):.6g}") for f in spec.factors] for arm in SCALED if arm in spec.arms
+        }
+        return {"ewc": list(spec.strengths), **scaled, "l2sp": list(spec.taus)}
+
+    def _stands(self, spec: ForgettingSpec, arm: str, value: float) -> bool:
+        """Whether the arm itself is this point."""
+        if arm not in spec.arms or (arm == "ewc" and spec.importance is not None):
+            return False
+        return bool(value == (spec.tau if arm == "l2sp" else spec.strength if arm == "ewc" else getattr(spec, f"strength_{arm}")))
 
     def check(self, spec: ForgettingSpec) -> None:
         """Load the data, build the model, and look for the stored one."""
         choose_device(spec.device)
         if len(set(spec.arms)) < len(spec.arms):
             raise InputError("arms", "every arm once", list(spec.arms))
+        watching = [arm for arm in spec.arms if arm in WATCHING]
+        if watching and spec.start is not None:
+            raise InputError("arms", "without --from", watching[0], "It has to watch the first task being learned.")
+        if spec.laws and "plain" not in spec.arms:
+            raise InputError("laws", "the arm 'plain', whose end the law looks at", list(spec.arms))
         old = _stream(spec, 0).tasks[0]
         for name in ("fisher_samples", "norm_samples"):
             count = getattr(spec, name)
@@ -176,8 +132,20 @@ class Forgetting(Study):
         @lru_cache
         def belief(samples: int | None) -> Belief:
             """EWC's belief about the first task; measured once however many strengths use it."""
-            method = _ewc(spec, old, new, seed, samples=samples)
+            method = ewc(spec, seed, 1.0, samples)
             method.consolidate(model, old.to(next(model.parameters()).device))
+            assert method.belief is not None
+            return method.belief
+
+        @lru_cache
+        def known(arm: str) -> Belief:
+            """What an arm's method knows about the first task; measured once however many strengths use it."""
+            method = make(spec, arm, seed, spec.tau if arm == "l2sp" else strength_of(spec, arm, old, new), old)
+            if arm in WATCHING:
+                again = copy(fresh)  # nothing is pulled yet, so it ends where the others start
+                learn(again, stream[:1], method, watch=stream, seed=seed, recorder=keeper.recorder(f"first-{arm}"), **options)
+            else:
+                method.consolidate(model, old.to(next(model.parameters()).device))
             assert method.belief is not None
             return method.belief
 
@@ -185,47 +153,50 @@ class Forgetting(Study):
             """Learn the second task from the shared first-task model."""
             return learn(copy(model), stream, method, after=first, seed=seed, recorder=keeper.recorder(stage), consolidate_last=False, **options)
 
-        def ewc(stage: str, strength: float | None = None, samples: int | None = spec.fisher_samples) -> Result:
-            method = _ewc(spec, old, new, seed, strength=strength, samples=samples)
-            method.belief = belief(samples)
-            return go_on(stage, method)
-
-        def l2sp(stage: str, tau: float) -> Result:
-            method = L2SP(tau=tau, pull=spec.pull)
-            method.consolidate(model, old)
+        def run(stage: str, arm: str, value: float | dict[str, float]) -> Result:
+            method = make(spec, arm, seed, value, old)
+            method.belief = belief(spec.fisher_samples) if arm == "ewc" else Belief(*_l2sp(model, value)) if arm == "l2sp" else known(arm)
             return go_on(stage, method)
 
         keeper.keep("first", model, belief(spec.fisher_samples) if "ewc" in spec.arms else None)
         arms: dict[str, Any] = {"first": _record(first)}
-        stages = self.stages(spec)
         notes = [note for note in (new.note or old.note, _start_note(spec)) if note]
+        free: dict[str, Tensor] = {}
         for arm in spec.arms:
             if arm == "plain":
                 result = go_on(arm, Plain())
-            elif arm == "ewc":
-                result = ewc(arm)
-            elif arm == "l2sp":
-                result = l2sp(arm, spec.tau)
-            else:
+                free = {name: p.detach() for name, p in result.model.named_parameters()}  # type: ignore[union-attr]
+            elif arm == "joint":
                 joint = Stream((union(*stream.tasks),))
                 result = learn(copy(fresh), joint, watch=stream, seed=seed, recorder=keeper.recorder(arm), **options)
+            else:
+                result = run(arm, arm, spec.tau if arm == "l2sp" else strength_of(spec, arm, old, new))
             arms[arm] = _record(result, after=None if arm == "joint" else first)
             keeper.keep(arm, result.model)
             if {"plain", "ewc"} <= arms.keys() and arm in ("plain", "ewc"):
                 keeper.notice("verdict", text=f"Seed {seed}: {show.sentence([{'arms': arms, 'notes': notes}])}")
         tradeoff = {
-            "ewc": [[s, *(_ends(_record(ewc(stage, strength=s)) if (stage := f"ewc@{s:g}") in stages else arms["ewc"]))] for s in spec.strengths],
-            "l2sp": [[t, *(_ends(_record(l2sp(stage, t)) if (stage := f"l2sp@{t:g}") in stages else arms["l2sp"]))] for t in spec.taus],
+            arm: [[v, *_ends(arms[arm] if self._stands(spec, arm, v) else _record(run(_stage(arm, v), arm, v)))] for v in values]
+            for arm, values in self._grids(spec).items()
         }
+        laws = []
+        for arm in ("ewc", "laplace"):
+            for law in spec.laws if arm in spec.arms else ():
+                found = LAWS[law][1](belief(spec.fisher_samples) if arm == "ewc" else known(arm), free, new.n)
+                strengths = {"*" if layer == "model" else f"{layer}.*": one.strength for layer, one in found.items()}
+                laws.append([arm, law, strengths, *_ends(_record(run(f"{arm}@{law}", arm, strengths)))])
         samples = []
         for count in spec.sample_sizes:
             if count <= old.n:
-                ends = _ends(_record(ewc(f"fisher@{count}", samples=count)))
+                method = ewc(spec, seed, strength_of(spec, "ewc", old, new), count)
+                method.belief = belief(count)
+                ends = _ends(_record(go_on(f"fisher@{count}", method)))
                 samples.append([count, _error(belief(count), belief(None)), *ends])
         return {
             "notes": notes,
             "arms": arms,
             "tradeoff": tradeoff,
+            "laws": laws,
             "samples": samples,
             "norms": {name: _norms(net, old, spec, seed) for name, net in (("trained", model), ("fresh", fresh))},
         }
@@ -248,7 +219,10 @@ class Forgetting(Study):
         figures.append(show.norms(results))
         if results[0]["samples"]:
             figures += show.sample_sizes(results)
-        tables: list[Table] = [show.table(results), *show.choices(results, spec.strength if spec.importance is None else None, spec.tau)]
+        used = {arm: [v for v in values if self._stands(spec, arm, v)] for arm, values in self._grids(spec).items()}
+        tables: list[Table] = [show.table(results), *show.choices(results, used)]
+        if spec.laws:
+            tables.append(show.laws(results))
         numbers: dict[str, Any] = {
             arm: {task: metrics.estimate(r["arms"][arm]["rows"][-1][j] for r in results)._asdict() for j, task in enumerate(show.TASKS)} for arm in spec.arms
         }
@@ -302,11 +276,14 @@ def _build(spec: ForgettingSpec, seed: int) -> nn.Module:
     return MLP(784, *spec.hidden, 10, output_relu=spec.output_relu, seed=seed)
 
 
-def _ewc(spec: ForgettingSpec, old: Task, new: Task, seed: int, strength: float | None = None, samples: int | None = None) -> EWC:
-    if strength is None:
-        strength = spec.strength if spec.importance is None else strength_from_importance(spec.importance, old.n, new.n)
-    replacement = spec.fisher_replacement and samples is not None
-    return EWC(strength, spec.labels, samples, replacement=replacement, pull=spec.pull, seed=derive(seed, "labels") % 2**31)
+def _stage(arm: str, value: float) -> str:
+    return f"{arm}@{value:g}"
+
+
+def _l2sp(model: nn.Module, tau: Any) -> tuple[dict[str, Tensor], Identity, float]:
+    """L2-SP's belief: a prior of width tau around the weights."""
+    centre = {name: p.detach() for name, p in model.named_parameters()}
+    return centre, Identity(centre), 1 / tau**2
 
 
 def _record(result: Result, after: Result | None = None) -> dict[str, Any]:

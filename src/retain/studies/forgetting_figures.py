@@ -10,6 +10,7 @@ import numpy as np
 
 from retain.figures import Bars, Images, Lines, Matrices, Scatter, Series, Table
 from retain.metrics import Estimate, estimate, forgetting
+from retain.studies.forgetting_arms import LAWS
 
 if TYPE_CHECKING:
     from retain.tasks import Task
@@ -18,8 +19,20 @@ Results = Sequence[dict[str, Any]]
 RULES = ("exact", "sampled", "empirical", "predicted")
 TASKS = ("mnist", "fashion")
 TITLES = {"mnist": "MNIST", "fashion": "Fashion-MNIST"}
-NAMES = {"first": "MNIST only", "plain": "plain", "ewc": "EWC", "l2sp": "L2-SP", "joint": "joint (ceiling)"}
-_COLORS = {"plain": 1, "ewc": 0, "l2sp": 2, "joint": 6, "first": 7}
+NAMES = {
+    "first": "MNIST only",
+    "plain": "plain",
+    "ewc": "EWC",
+    "laplace": "structured Laplace",
+    "ekfac": "structured Laplace, EKFAC",
+    "ssr": "SSR",
+    "si": "SI",
+    "mas": "MAS",
+    "rwalk": "RWalk",
+    "l2sp": "L2-SP",
+    "joint": "joint (ceiling)",
+}
+_COLORS = {"plain": 1, "ewc": 0, "l2sp": 2, "laplace": 3, "ekfac": 4, "ssr": 5, "si": 8, "mas": 9, "rwalk": 10, "joint": 6, "first": 7}
 
 
 def _end(results: Results, arm: str, task: int, rows: str = "rows") -> Estimate:
@@ -41,8 +54,10 @@ def _kept(results: Results) -> str:
     if not {"plain", "ewc"} <= set(arms):
         parts = [f"{NAMES[arm]} {_end(results, arm, 0).percent()} % / {_end(results, arm, 1).percent()} %" for arm in arms]
         return f"MNIST / Fashion-MNIST at the end: {'; '.join(parts)}."
-    kept, lost, new, free = (_end(results, arm, task) for task in (0, 1) for arm in ("ewc", "plain"))
-    text = f"MNIST kept: {kept.percent()} % with EWC, {lost.percent()} % without; Fashion-MNIST: {new.percent()} % with, {free.percent()} % without."
+    compared = [arm for arm in ("laplace", "ewc") if arm in arms]
+    kept = ", ".join(f"{_end(results, arm, 0).percent()} % with {NAMES[arm]}" for arm in compared)
+    new = ", ".join(f"{_end(results, arm, 1).percent()} %" for arm in (*compared, "plain"))
+    text = f"MNIST kept: {kept}, {_end(results, 'plain', 0).percent()} % without; Fashion-MNIST: {new}."
     if "joint" in arms:
         text += f" Joint training, the ceiling: {_end(results, 'joint', 0).percent()} % and {_end(results, 'joint', 1).percent()} %."
     return text
@@ -63,22 +78,36 @@ def table(results: Results) -> Table:
     return Table("At the end", ["", "MNIST %", "Fashion-MNIST %", "mean %", "forgetting, points", "MNIST nll, nats"], rows, note)
 
 
-def choices(results: Results, strength: float | None, tau: float) -> list[Table]:
+def choices(results: Results, used: dict[str, list[float]]) -> list[Table]:
     """The trade-off in numbers, with the validation accuracies that a choice is to be made on, and the values that were used."""
     tables = []
-    kinds = (("ewc", "EWC by strength", "strength", strength), ("l2sp", "L2-SP by prior width", "tau", tau))
-    for kind, title, heading, used in kinds:
+    for kind in results[0]["tradeoff"]:
         grid = _grid(results, kind)
         if not grid:
             continue
         rows = []
         best = max(grid, key=lambda entry: entry[1][2].mean + entry[1][3].mean)[0]
         for value, ends in grid:
-            marks = [mark for mark, here in (("best on validation", value == best), ("used", value == used)) if here]
+            marks = [mark for mark, here in (("best on validation", value == best), ("used", value in used.get(kind, []))) if here]
             rows.append([f"{value:g}", *(end.percent() for end in ends), ", ".join(marks)])
+        heading = "tau" if kind == "l2sp" else "strength"
         columns = [heading, "MNIST %", "Fashion-MNIST %", "MNIST validation %", "Fashion validation %", ""]
+        title = f"{NAMES[kind]} by {'prior width' if kind == 'l2sp' else 'strength'}"
         tables.append(Table(title, columns, rows, "Choices are made on the mean of the two validation accuracies; test accuracies choose nothing."))
     return tables
+
+
+def laws(results: Results) -> Table:
+    """What the retention law says to keep, and what comes of it."""
+    rows = []
+    for place, (arm, law, strengths, *_) in enumerate(results[0]["laws"]):
+        ends = [estimate(r["laws"][place][3 + k] for r in results) for k in range(4)]
+        means = {key: math.fsum(r["laws"][place][2][key] for r in results) / len(results) for key in strengths}
+        text = ", ".join(f"{value:.3g}" for value in means.values())
+        rows.append([NAMES[arm], LAWS[law][0], text, *(end.percent() for end in ends)])
+    columns = ["belief", "law", "strength (by layer, first to last)", "MNIST %", "Fashion-MNIST %", "MNIST validation %", "Fashion validation %"]
+    note = "The law is asked with the weights at which plain fine-tuning ends; with share 0 it serves the new task alone and never exceeds 1."
+    return Table("How much to keep: the retention law", columns, rows, note)
 
 
 def _grid(results: Results, kind: str) -> list[tuple[float, list[Estimate]]]:
@@ -148,11 +177,11 @@ def matrices(results: Results) -> Matrices:
 def tradeoff(results: Results) -> Scatter:
     """New against old accuracy, a point a strength."""
     series = []
-    for kind, letter in (("ewc", "s="), ("l2sp", "tau=")):
+    for kind in results[0]["tradeoff"]:
         grid = _grid(results, kind)
         if grid:
             old, new = ([ends[k] for _, ends in grid] for k in (0, 1))
-            series.append(_points(NAMES[kind], old, new, [f"{letter}{value:g}" for value, _ in grid], _COLORS[kind]))
+            series.append(_points(NAMES[kind], old, new, [f"{'tau' if kind == 'l2sp' else 's'}={value:g}" for value, _ in grid], _COLORS[kind]))
     for arm in ("plain", "joint"):
         if arm in results[0]["arms"]:
             series.append(_points(NAMES[arm], [_end(results, arm, 0)], [_end(results, arm, 1)], None, _COLORS[arm]))
