@@ -472,6 +472,10 @@ def test_after_a_step_the_operator_is_stale(batch_size):
     model[0].bias.requires_grad_(False)
     with pytest.raises(RetainError, match=r"the model has changed"):
         G @ torch.ones(G.size)
+    G = ggn(model, (x, y), batch_size=batch_size)
+    model[2] = nn.Linear(5, 3).double()
+    with pytest.raises(RetainError, match=r"the model has changed"):
+        G @ torch.ones(G.size)
 
 
 def test_running_statistics_that_changed_are_noticed():
@@ -796,7 +800,7 @@ def test_the_density_of_a_model_draws(tmp_path):
     figure = density(hessian(model, (x, y)), 20).figure()
     assert figure.y_log and min(figure.series[0].y) > 0
     assert draw(figure) is not None
-    gap = density(lambda v: torch.tensor([0.0, 1.0]) * v, width=0.02, points=301, like=torch.ones(2))
+    gap = density(lambda v: torch.tensor([0.0, 1.0]) * v, width=0.01, points=301, like=torch.ones(2))
     assert float(gap.density.min()) == 0 and min(gap.figure().series[0].y) > 0  # on a logarithmic axis
     one = density(lambda v: 2 * v, like=torch.ones(3))
     assert abs(float(torch.trapezoid(one.density, one.grid)) - 1) < 1e-6 and 1.9 < float(one.grid[one.density.argmax()]) < 2.1

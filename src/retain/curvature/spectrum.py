@@ -226,4 +226,4 @@ def _beside(R: Tensor, Q: Tensor) -> Tensor:
     basis, mix = torch.linalg.qr(R)
     basis = basis[:, mix.diagonal().abs() > small]
     orthogonal: Tensor = torch.linalg.qr(basis - Q @ (Q.T @ basis))[0]
-    return orthogonal[:, : len(Q) - Q.shape[1]]
+    return orthogonal

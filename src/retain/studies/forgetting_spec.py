@@ -38,7 +38,7 @@ class ForgettingSpec(Spec):
     pull: Pull = Field("proximal", description="the pull as a proximal step or as a gradient")
     strength_laplace: Strength = Field(30.0, description="strength of the Kronecker belief")
     strength_ekfac: Strength = Field(30.0, description="strength of the Kronecker belief with measured eigenvalues")
-    strength_ssr: Strength = Field(300.0, description="strength of the low-rank belief")
+    strength_ssr: Strength = Field(100.0, description="strength of the low-rank belief")
     strength_si: Strength = Field(10.0, description="strength of synaptic intelligence")
     strength_mas: Strength = Field(300.0, description="strength of memory aware synapses")
     strength_rwalk: Strength = Field(100.0, description="strength of the Riemannian walk")
