@@ -1,5 +1,7 @@
 """The Fisher's diagonal against a per-sample loop in float64."""
 
+import random
+
 import pytest
 import torch
 from conftest import fisher_by_loop
@@ -395,6 +397,96 @@ def test_no_parameters_and_broken_weights():
     model.weight.data.fill_(float("nan"))
     with pytest.raises(InputError, match="'weight'"):
         fisher(model, data)
+
+
+STRUCTURES = ("diagonal", "low-rank", "kronecker", "ekfac", "full")
+
+
+class Counted(nn.Module):
+    """Parameters that are whole numbers, and cannot be trained."""
+
+    def __init__(self):
+        super().__init__()
+        self.factor = nn.Parameter(torch.arange(1, 4), requires_grad=False)
+        self.layer = nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.layer(x * self.factor)
+
+
+class Reduced(Categorical):
+    """A loss that is already a mean."""
+
+    def nll(self, outputs, targets):
+        return super().nll(outputs, targets).mean()
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_odd_models_and_losses_in_every_structure(structure):
+    options = {"structure": structure, "rank": 2}
+    x, y = torch.randn(6, 3), torch.tensor([0, 1] * 3)
+    assert set(fisher(Counted(), (x, y), **options).names if structure != "diagonal" else fisher(Counted(), (x, y))) == {"layer.weight", "layer.bias"}
+    frozen = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
+    frozen[0].weight.requires_grad_(False)
+    found = fisher(frozen, (x, y), **options)
+    assert set(found if structure == "diagonal" else found.names) == {"0.bias", "1.weight", "1.bias"}
+    with pytest.raises(InputError, match=r"Categorical\(\)"):
+        fisher(nn.Linear(3, 2), (x, y), likelihood=nn.CrossEntropyLoss(), **options)
+    with pytest.raises(InputError, match=r"already a mean|unreduced"):
+        fisher(nn.Linear(3, 2), (x, y), "empirical", likelihood=Reduced(), **options)
+    with pytest.raises(RetainError, match="trainable parameters"):
+        fisher(nn.Identity(), (x, y), **options)
+    alone = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2, track_running_stats=False))
+    with pytest.raises(InputError):
+        fisher(alone, (x, y), **options)
+    broken = nn.Linear(3, 2)
+    broken.bias.data[0] = float("nan")
+    with pytest.raises(InputError, match=r"'weight'|'all'"):
+        fisher(broken, (x, y), **options)
+
+
+class Centred(nn.Module):
+    """An answer that depends on the other samples of its batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.layer(x - x.mean(0) / 2)
+
+
+def test_samples_have_to_be_answered_alone():
+    with pytest.raises(InputError, match="does not depend on the others"):
+        fisher(Centred(), (torch.randn(6, 3), torch.tensor([0, 1] * 3)))
+
+
+def test_a_loader_that_gives_other_samples_is_refused_where_it_is_read_again():
+    class Jittered(torch.utils.data.Dataset):
+        def __len__(self):
+            return 8
+
+        def __getitem__(self, i):
+            return torch.tensor([float(i), random.random()]), i % 2
+
+    loader = DataLoader(Jittered(), batch_size=4)
+    assert fisher(nn.Linear(2, 2), loader).n == 8
+    with pytest.raises(InputError, match="same samples in every pass"):
+        fisher(nn.Linear(2, 2), loader, structure="low-rank", rank=2)
+
+
+def test_low_rank_keeps_the_largest_directions_and_the_diagonal():
+    model, x, y = retain.models.MLP(5, 4, 3, seed=0).double(), torch.randn(30, 5).double(), torch.randint(3, (30,))
+    full = fisher(model, (x, y), structure="full")
+    for labels in ("exact", "sampled"):
+        truth = fisher(model, (x, y), labels, structure="full", batch_size=7).matrix
+        found = fisher(model, (x, y), labels, structure="low-rank", rank=4, batch_size=7)
+        A = torch.cat([found.factors[name].reshape(-1, 4) for name in full.shapes])
+        assert torch.allclose(torch.linalg.eigvalsh(A.T @ A), torch.linalg.eigvalsh(truth)[-4:], rtol=1e-5)
+        diagonal = torch.cat([value.flatten() for value in found.diagonal().values()])
+        assert torch.allclose(diagonal, truth.diagonal(), atol=1e-10)
+    few = fisher(nn.Linear(2, 2, bias=False).double(), (x[:, :2], y % 2), structure="low-rank", rank=4)  # a Fisher of rank 2
+    assert few.rank == 4 and few.n == 30
 
 
 def test_golden_values():

@@ -472,7 +472,11 @@ def test_after_a_step_the_operator_is_stale(batch_size):
     model[0].bias.requires_grad_(False)
     with pytest.raises(RetainError, match=r"the model has changed"):
         G @ torch.ones(G.size)
-    G = ggn(model, (x, y), batch_size=batch_size)
+
+
+def test_a_layer_that_was_replaced_is_noticed():
+    model, x, y = CASES["categorical"][1]()
+    G = ggn(model, (x, y), batch_size=4)
     model[2] = nn.Linear(5, 3).double()
     with pytest.raises(RetainError, match=r"the model has changed"):
         G @ torch.ones(G.size)

@@ -171,18 +171,9 @@ def hessian(
 
 
 def _task(model: nn.Module, data: Any, likelihood: Likelihood | None) -> Task:
-    task = as_task(data, n=1) if likelihood is None else as_task(data, _checked(likelihood), n=1)  # n is not used here
-    _checked(task.likelihood)
+    task = as_task(data, likelihood, n=1)  # n is not used here
     parameters = named_parameters(model)
     if not parameters:
         raise RetainError("model: expected trainable parameters, found none. Unfreeze a layer first.")
     anyone = next(iter(parameters.values()))
     return task.to(anyone.device, anyone.dtype)
-
-
-def _checked(likelihood: Likelihood) -> Likelihood:
-    if not isinstance(likelihood, Likelihood):
-        name = likelihood.__name__ if isinstance(likelihood, type) else type(likelihood).__name__
-        hint = "For CrossEntropyLoss pass Categorical(), for BCEWithLogitsLoss Bernoulli(), for MSELoss Gaussian(sigma)."
-        raise InputError("likelihood", "one of retain.likelihoods, which gives one value per sample", name, hint)
-    return likelihood

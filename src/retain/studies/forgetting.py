@@ -44,7 +44,14 @@ class Forgetting(Study):
         "A network has learned MNIST and now learns Fashion-MNIST with the same ten outputs. How much of MNIST survives, and what does holding on to it cost?"
     )
     spec_type = ForgettingSpec
-    citations: ClassVar[list[str]] = ["kirkpatrick2017overcoming", "li2018explicit", "huszar2018note", "ritter2018online", "lecun1998gradient", "xiao2017fashion"]
+    citations: ClassVar[list[str]] = [
+        "kirkpatrick2017overcoming",
+        "li2018explicit",
+        "huszar2018note",
+        "ritter2018online",
+        "lecun1998gradient",
+        "xiao2017fashion",
+    ]
     presets = PRESETS
 
     def stages(self, spec: ForgettingSpec) -> list[str]:

@@ -33,7 +33,7 @@ class Task:
         version: Raised when the task's content changes, so that old results are not compared with new ones.
 
     Raises:
-        InputError: If data are empty, not finite, of the wrong type, or ``n`` is needed and missing.
+        InputError: If data are empty, not finite, of the wrong type, ``n`` is needed and missing, or a loss stands for the likelihood.
 
     Example:
         >>> import torch
@@ -59,6 +59,10 @@ class Task:
         def put(name: str, value: object) -> None:
             object.__setattr__(self, name, value)
 
+        if not isinstance(self.likelihood, Likelihood):
+            name = self.likelihood.__name__ if isinstance(self.likelihood, type) else type(self.likelihood).__name__
+            hint = "For CrossEntropyLoss pass Categorical(), for BCEWithLogitsLoss Bernoulli(), for MSELoss Gaussian(sigma)."
+            raise InputError("likelihood", "one of retain.likelihoods, which gives one value per sample", name, hint)
         put("data", as_data(self.data))
         for name in ("test", "validation"):
             if getattr(self, name) is not None:

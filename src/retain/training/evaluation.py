@@ -47,7 +47,7 @@ def evaluate(model: nn.Module, task: Task, method: Method | None = None, *, part
         True
     """
     check_count("batch_size", batch_size)
-    anyone = next(model.parameters(), torch.zeros(()))
+    anyone = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
     likelihood, task = task.likelihood, as_task(task).to(anyone.device, anyone.dtype)
     tally = nll = units = None
     # no_grad, not inference mode: a module may keep a tensor of its first pass and need it in training
