@@ -167,6 +167,19 @@ class Twice(nn.Module):
         return self.head(self.norm(self.conv(self.norm(self.conv(x)).relu())).flatten(1))
 
 
+class Switched(nn.Module):
+    """Features that are computed without gradients."""
+
+    def __init__(self):
+        super().__init__()
+        self.features, self.head = nn.Linear(6, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        with torch.no_grad():
+            h = self.features(x).tanh()
+        return self.head(h)
+
+
 class Odd(nn.Linear):
     """A subclass computes something else."""
 
@@ -189,6 +202,7 @@ MODELS = {
     "folded": (Folded, (6,), ("a.weight", "a.bias")),
     "swapped": (Swapped, (7, 3), ()),
     "hooked": (Hooked, (6,), ("a.weight", "a.bias")),
+    "features without gradients": (Switched, (6,), ("features.weight", "features.bias")),
     "subclass": (lambda: nn.Sequential(Odd(6, 4), nn.Tanh(), nn.Linear(4, 3)), (6,), ("0.weight", "0.bias")),
     "lora": (LoRA, (6,), ()),
     "lstm": (lambda: Recurrent(nn.LSTM), (5, 3), ()),

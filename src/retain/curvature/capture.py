@@ -77,6 +77,8 @@ class Capture:
                 return None  # the layer computes something else than its kind does
             output = output if found.output is None else found.output
             for site in found.sites:
+                if not site.out.requires_grad:
+                    continue  # under no_grad: nothing reaches it
                 site.axis = self.axes.get((name, sum(use.module == name for use in self.uses)), 0)
                 self.uses.append(Use(name, site))
                 self._versions.append(site.out._version)
