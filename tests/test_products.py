@@ -11,10 +11,10 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from retain.curvature import spectrum
-from retain.curvature.density import density
-from retain.curvature.products import fisher_operator, ggn, hessian
-from retain.curvature.solve import conjugate_gradient
-from retain.curvature.spectrum import eigenvalues, lanczos, trace
+from retain.curvature.matrixfree.density import density
+from retain.curvature.matrixfree.products import fisher_operator, ggn, hessian
+from retain.curvature.matrixfree.solve import conjugate_gradient
+from retain.curvature.matrixfree.spectrum import eigenvalues, lanczos, trace
 from retain.errors import InputError, RetainError
 from retain.figures.draw import draw
 from retain.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood, Tokens

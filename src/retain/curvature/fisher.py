@@ -8,11 +8,8 @@ from typing import Any, Literal, get_args, overload
 from torch import Tensor, nn
 
 from retain.beliefs import Precision
-from retain.curvature.fisher_diagonal import diagonal
-from retain.curvature.full import full
-from retain.curvature.kronecker import Sharing, ekfac, kronecker
-from retain.curvature.lowrank import low_rank
 from retain.curvature.outputs import LabelRule
+from retain.curvature.structures import Sharing, diagonal, ekfac, full, kronecker, low_rank
 from retain.curvature.sweep import Sweep
 from retain.errors import InputError, nearest
 from retain.likelihoods import Likelihood
@@ -111,7 +108,7 @@ def fisher(
         replacement: Draw the samples with replacement.
         batch_size: Samples per pass; memory grows with it.
         seed: Seed of the samples and of the drawn labels.
-        sharing: How ``kronecker`` treats a layer at many positions, see :func:`~retain.curvature.kronecker.kronecker`.
+        sharing: How ``kronecker`` treats a layer at many positions, see :func:`~retain.curvature.structures.kronecker.kronecker`.
         rank: Directions kept by ``low-rank``.
 
     Returns:

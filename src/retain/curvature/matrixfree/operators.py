@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from retain.curvature.linear import Linear, Rule
-from retain.curvature.passes import Passes
+from retain.curvature.matrixfree.linear import Linear, Rule
+from retain.curvature.matrixfree.passes import Passes
 from retain.errors import InputError, RetainError, check_positive, nearest
 from retain.models.parameters import evaluating, named_parameters, unwrap
 from retain.seeds import seeded

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from retain.curvature.operators import CurvatureOperator
+from retain.curvature.matrixfree.operators import CurvatureOperator
 from retain.errors import InputError, check_count, check_positive, nearest
 from retain.metrics import Estimate, estimate
 from retain.seeds import generator
@@ -43,7 +43,7 @@ def trace(operator: Operator, probes: int = 32, seed: int = 0, *, like: Tensor |
     r"""The sum of the eigenvalues, :math:`\operatorname{tr} A \approx \frac1m \sum_i z_i^\top A z_i` with random signs z (Hutchinson 1990).
 
     Args:
-        operator: What :func:`~retain.curvature.products.ggn` and the like make, or any function on flat tensors.
+        operator: What :func:`~retain.curvature.matrixfree.products.ggn` and the like make, or any function on flat tensors.
         probes: m, one product each.
         seed: Seed of the signs.
         like: A flat tensor of the size and type of the probes, if the operator is a plain function.
@@ -56,7 +56,7 @@ def trace(operator: Operator, probes: int = 32, seed: int = 0, *, like: Tensor |
 
     Example:
         >>> import torch
-        >>> from retain.curvature.spectrum import trace
+        >>> from retain.curvature.matrixfree.spectrum import trace
         >>> trace(lambda v: torch.tensor([1.0, 2.0]) * v, probes=4, like=torch.zeros(2))
         Estimate(mean=3.0, error=0.0, seeds=4)
     """
@@ -73,7 +73,7 @@ def lanczos(operator: Operator, steps: int = 30, seed: int = 0, *, start: Tensor
     however many vectors it has; :func:`eigenvalues` finds them all.
 
     Args:
-        operator: What :func:`~retain.curvature.products.ggn` and the like make, or any function on flat tensors.
+        operator: What :func:`~retain.curvature.matrixfree.products.ggn` and the like make, or any function on flat tensors.
         steps: Most products.
         seed: Seed of the start.
         start: The first vector, not 0; normal random numbers by default.
@@ -87,7 +87,7 @@ def lanczos(operator: Operator, steps: int = 30, seed: int = 0, *, start: Tensor
 
     Example:
         >>> import torch
-        >>> from retain.curvature.spectrum import lanczos
+        >>> from retain.curvature.matrixfree.spectrum import lanczos
         >>> found = lanczos(lambda v: torch.tensor([1.0, 2.0, 4.0]).double() * v, start=torch.ones(3).double())
         >>> [round(value, 6) for value in torch.linalg.eigvalsh(found.tridiagonal).tolist()]
         [1.0, 2.0, 4.0]
@@ -131,7 +131,7 @@ def eigenvalues(
     Blocks of k find eigenvalues that occur up to k times. Memory is about 12 k vectors, at least 40.
 
     Args:
-        operator: What :func:`~retain.curvature.products.ggn` and the like make, or any function on flat tensors.
+        operator: What :func:`~retain.curvature.matrixfree.products.ggn` and the like make, or any function on flat tensors.
         k: How many, at most the size of the matrix.
         which: ``magnitude`` (largest absolute value first), ``largest`` or ``smallest`` (with their signs).
         tolerance: Residual at which to stop, relative to the largest absolute eigenvalue met, above 0.
@@ -147,7 +147,7 @@ def eigenvalues(
 
     Example:
         >>> import torch
-        >>> from retain.curvature.spectrum import eigenvalues
+        >>> from retain.curvature.matrixfree.spectrum import eigenvalues
         >>> found = eigenvalues(lambda v: torch.tensor([1.0, -5.0, 4.0, 4.0]).double() * v, k=3, like=torch.zeros(4).double())
         >>> [round(value, 6) for value in found.values.tolist()]
         [-5.0, 4.0, 4.0]

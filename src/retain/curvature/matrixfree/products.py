@@ -7,10 +7,10 @@ from typing import Any, get_args
 
 from torch import nn
 
-from retain.curvature.linear import gauss_newton, outer, second_derivative
-from retain.curvature.operators import CurvatureOperator
+from retain.curvature.matrixfree.linear import gauss_newton, outer, second_derivative
+from retain.curvature.matrixfree.operators import CurvatureOperator
+from retain.curvature.matrixfree.passes import Passes
 from retain.curvature.outputs import LabelRule
-from retain.curvature.passes import Passes
 from retain.errors import InputError, RetainError, check_count, nearest
 from retain.likelihoods import Gaussian, Likelihood, Tokens
 from retain.models.parameters import named_parameters
@@ -55,7 +55,7 @@ def ggn(
     Example:
         >>> import torch
         >>> from torch import nn
-        >>> from retain.curvature.products import ggn
+        >>> from retain.curvature.matrixfree.products import ggn
         >>> from retain.likelihoods import Gaussian
         >>> model, x = nn.Linear(1, 1, bias=False), torch.tensor([[1.0], [3.0]])
         >>> ggn(model, (x, x), Gaussian(sigma=2.0)) @ torch.tensor([2.0])  # 2 times the mean of x**2 / sigma**2
@@ -105,7 +105,7 @@ def fisher_operator(
     Example:
         >>> import torch
         >>> from torch import nn
-        >>> from retain.curvature.products import fisher_operator
+        >>> from retain.curvature.matrixfree.products import fisher_operator
         >>> from retain.likelihoods import Gaussian
         >>> model, x = nn.Linear(1, 1, bias=False), torch.tensor([[1.0], [3.0]])
         >>> _ = nn.init.ones_(model.weight)
@@ -160,7 +160,7 @@ def hessian(
     Example:
         >>> import torch
         >>> from torch import nn
-        >>> from retain.curvature.products import hessian
+        >>> from retain.curvature.matrixfree.products import hessian
         >>> from retain.likelihoods import Gaussian
         >>> model, x = nn.Linear(1, 1), torch.tensor([[1.0], [3.0]])
         >>> hessian(model, (x, x), Gaussian()) @ {"weight": torch.ones(1, 1), "bias": torch.zeros(1)}

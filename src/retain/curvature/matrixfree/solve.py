@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar, cast
 import torch
 from torch import Tensor
 
-from retain.curvature.operators import CurvatureOperator
+from retain.curvature.matrixfree.operators import CurvatureOperator
 from retain.errors import InputError, check_count, check_positive
 
 Vector = TypeVar("Vector", Tensor, dict[str, Tensor])
@@ -48,7 +48,7 @@ def conjugate_gradient(
     away, the search starts anew from there.
 
     Args:
-        operator: What :func:`~retain.curvature.products.ggn` and the like make, or any function :math:`v \mapsto Av`.
+        operator: What :func:`~retain.curvature.matrixfree.products.ggn` and the like make, or any function :math:`v \mapsto Av`.
         b: A flat tensor ``[p]`` or a dict of tensors by parameter name; its type is that of the arithmetic.
         damping: :math:`\lambda`, at least 0, beside what the operator has of its own.
         tolerance: Relative residual at which to stop, above 0.
@@ -64,7 +64,7 @@ def conjugate_gradient(
 
     Example:
         >>> import torch
-        >>> from retain.curvature.solve import conjugate_gradient
+        >>> from retain.curvature.matrixfree.solve import conjugate_gradient
         >>> A = torch.tensor([[4.0, 1.0], [1.0, 3.0]])
         >>> found = conjugate_gradient(lambda v: A @ v, torch.tensor([1.0, 2.0]))
         >>> found.iterations, found.converged

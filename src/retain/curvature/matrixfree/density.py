@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from retain.curvature.spectrum import Operator, lanczos, signs, vector_like
+from retain.curvature.matrixfree.spectrum import Operator, lanczos, signs, vector_like
 from retain.errors import InputError, check_count, check_positive
 from retain.figures.specs import Lines, Series
 from retain.seeds import generator
@@ -48,7 +48,7 @@ def density(
     https://arxiv.org/abs/1308.5467; Ghorbani, Krishnan and Xiao 2019, https://arxiv.org/abs/1901.10159).
 
     Args:
-        operator: What :func:`~retain.curvature.products.ggn` and the like make, or any function on flat tensors.
+        operator: What :func:`~retain.curvature.matrixfree.products.ggn` and the like make, or any function on flat tensors.
         steps: Products per probe, and vectors held in memory.
         probes: Random starts.
         width: Standard deviation of the smoothing, in units of the eigenvalues; a hundredth of their range by default.
@@ -64,7 +64,7 @@ def density(
 
     Example:
         >>> import torch
-        >>> from retain.curvature.density import density
+        >>> from retain.curvature.matrixfree.density import density
         >>> found = density(lambda v: torch.tensor([0.0, 0.0, 0.0, 1.0]) * v, probes=1, width=0.1, like=torch.zeros(4))
         >>> round(float(torch.trapezoid(found.density, found.grid)), 6), [round(w, 2) for w in found.weights.tolist()]
         (1.0, [0.75, 0.25])

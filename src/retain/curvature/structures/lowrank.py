@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from retain.beliefs import LowRankPlusDiagonal
-from retain.curvature.fisher_diagonal import diagonal
-from retain.curvature.products import fisher_operator
-from retain.curvature.spectrum import lanczos
+from retain.curvature.matrixfree.products import fisher_operator
+from retain.curvature.matrixfree.spectrum import lanczos
+from retain.curvature.structures.diagonal import diagonal
 from retain.curvature.sweep import Sweep
 from retain.errors import InputError, check_count
 
