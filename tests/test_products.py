@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from retain.curvature import spectrum
+from retain.curvature.matrixfree import spectrum
 from retain.curvature.matrixfree.density import density
 from retain.curvature.matrixfree.products import fisher_operator, ggn, hessian
 from retain.curvature.matrixfree.solve import conjugate_gradient

@@ -32,7 +32,7 @@ class CurvatureOperator:
     in the same type. The matrix is a mean per observation in nats per squared unit of the weights. It is that of the weights it
     was made at: after a training step, make it again.
 
-    If the data are one batch, the graph is kept, and a product costs 1.1 to 1.4 forward and backward passes; memory is about twice
+    If the data are one batch, the graph is kept, and a product costs 1.2 to 1.5 forward and backward passes; memory is about twice
     that of a training step on all the data until :meth:`close` or the end of a ``with`` block. Of several batches the graph of one
     is held at a time and made again in every pass, which doubles the cost. A batch that is not that of the first pass is refused.
 
