@@ -243,3 +243,59 @@ def test_l2sp_leaves_new_heads_free():
     both._active(grown)
     assert len(both._pulling.terms) == 4
     assert both.belief.n == pytest.approx(100)
+
+
+def test_structured_laplace_lists_pairs_and_then_keeps_one_basis(blobs, net):
+    model, many, few = net().double(), methods.StructuredLaplace(pairs=9), methods.StructuredLaplace(pairs=2)
+    for seed in range(4):
+        task = blobs(seed).to(torch.device("cpu"), torch.float64)
+        with torch.no_grad():
+            for p in model.parameters():
+                p.add_(0.1 * torch.randn(p.shape, dtype=torch.float64))
+        for method in (many, few):
+            method.consolidate(model, task)
+        assert many.belief.precision.pairs == seed + 1
+        assert few.belief.precision.pairs == (seed + 1 if seed < 2 else 0)
+    assert many.belief.n == few.belief.n == 4 * 60
+    assert many.belief.precision.error == 0 < few.belief.precision.error < 0.5
+    moved = {name: value + torch.randn_like(value) for name, value in many.belief.centre.items()}
+    assert few.belief.energy(moved) == pytest.approx(many.belief.energy(moved), rel=0.3)
+    for a, b in zip(*(m.belief.precision.diagonal().values() for m in (many, few)), strict=True):
+        assert float(a.sum()) == pytest.approx(float(b.sum()))  # the trace is kept
+
+
+def test_ssr_in_sequence_keeps_its_rank_and_the_exact_diagonal(blobs, net):
+    from retain.curvature import fisher
+
+    model, method, diagonal = net().double(), methods.SSR(rank=3), {}
+    for seed in range(3):
+        task = blobs(seed).to(torch.device("cpu"), torch.float64)
+        with torch.no_grad():
+            for p in model.parameters():
+                p.add_(0.1 * torch.randn(p.shape, dtype=torch.float64))
+        method.consolidate(model, task)
+        for name, value in fisher(model, task).items():
+            diagonal[name] = diagonal.get(name, 0) + task.n * value
+        assert method.belief.precision.rank == 3 and method.belief.n == 60 * (seed + 1)
+        assert all(torch.equal(p, method.belief.centre[name]) for name, p in model.named_parameters())  # the newest weights
+    for name, value in method.belief.precision.diagonal().items():
+        assert torch.allclose(method.belief.n * value, diagonal[name], rtol=1e-6, atol=1e-9)
+
+
+def test_a_large_step_once_in_several_is_as_strong(blobs, net):
+    """Pulled on its own, without a loss, a weight shrinks alike; and between the steps nothing happens."""
+    model, belief = setting()
+    ends = {}
+    for every in (1, 5):
+        net = nn.Linear(3, 2).double()
+        net.load_state_dict(model.state_dict())
+        method = methods.StructuredLaplace(0.001, pull="proximal", every=every)
+        method.belief = belief
+        method.begin(net, TASK)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        for step in range(10):
+            before = net.weight.detach().clone()
+            method.after_step(net, optimizer)
+            assert torch.equal(before, net.weight) is (every == 5 and step % 5 != 4)
+        ends[every] = net.weight.detach() - belief.centre["weight"]
+    assert torch.allclose(ends[1], ends[5], rtol=1e-3)

@@ -185,7 +185,7 @@ class Quadratic(Method):
 
     def load_state_dict(self, state: dict[str, Any], model: nn.Module) -> None:
         """The belief, on the model's device."""
-        self._pulling, self.retained, self._steps = None, state["retained"], state["steps"]
+        self._pulling, self.retained, self._steps = None, state.get("retained"), state.get("steps", 0)
         if state["belief"] is None:
             self.belief = None
             return
