@@ -16,7 +16,7 @@ from retain.likelihoods import Gaussian, Likelihood, Tokens
 from retain.models.parameters import evaluating, named_parameters, unwrap
 from retain.seeds import generator, seeded
 from retain.tasks.batch import Batch, first_samples
-from retain.tasks.data import TensorData
+from retain.tasks.data import TensorData, all_finite
 from retain.tasks.task import as_task
 
 
@@ -115,7 +115,7 @@ class Sweep:
     def check_finite(self, values: dict[str, Tensor]) -> None:
         """Raise if a result is not finite, naming its parameter."""
         for name, value in values.items():
-            if not bool(torch.isfinite(value).all()):
+            if not all_finite(value):
                 raise InputError(f"gradient of '{name}'", "finite numbers", "NaN or infinity", "Check the model's weights and the data.")
 
     def _chosen(self) -> Iterator[Batch]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from retain.curvature.persample import powers
 from retain.curvature.pieces import total_power
+from retain.curvature.structures.sums import RunningSum
 from retain.curvature.sweep import Sweep
-
-_SETTLE = 16  # batches added in the parameters' own type before they go into the float64 sum
 
 
 def diagonal(sweep: Sweep, exponent: int = 2) -> dict[str, Tensor]:
@@ -20,26 +18,15 @@ def diagonal(sweep: Sweep, exponent: int = 2) -> dict[str, Tensor]:
         exponent: 1 (absolute values) or 2.
 
     Returns:
-        A tensor of each parameter's shape and type; sums are taken in float64.
+        A tensor of each parameter's shape and type.
     """
-    totals = {name: torch.zeros(p.shape, dtype=torch.float64, device=p.device) for name, p in sweep.parameters.items()}
-    recent: dict[str, Tensor] = {}
-
-    def settle() -> None:
-        for name, value in recent.items():
-            totals[name] += value
-        recent.clear()
-
-    for number, found in enumerate(sweep, start=1):
+    sums = {name: RunningSum() for name in sweep.parameters}
+    for found in sweep:
         for name, parts in found.pieces.items():
-            value = total_power([(part.place, part.piece) for _, part in parts], sweep.parameters[name].shape, exponent)
-            recent[name] = recent[name].add_(value) if name in recent else value
+            sums[name].add(total_power([(part.place, part.piece) for _, part in parts], sweep.parameters[name].shape, exponent))
         if found.slow:
-            for name, value in powers(sweep.model, found.slow, found.batch, found.vectors, exponent).items():
-                recent[name] = recent[name].add_(value) if name in recent else value
-        if number % _SETTLE == 0:
-            settle()
-    settle()
-    result = {name: (total / (sweep.seen * sweep.draws)).to(sweep.parameters[name].dtype) for name, total in totals.items()}
+            for name, values in powers(sweep.model, found.slow, found.batch, found.vectors, exponent).items():
+                sums[name].add(values)
+    result = {name: (sums[name].total() / (sweep.seen * sweep.draws)).to(p.dtype) for name, p in sweep.parameters.items()}
     sweep.check_finite(result)
     return result

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Container
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from retain.beliefs import Diagonal, Eigenbasis, Kronecker, Layer, Pairs
 from retain.curvature.persample import powers
 from retain.curvature.pieces import Outer, joined, total_power
 from retain.curvature.probe import Pieces
+from retain.curvature.structures.sums import Moment, RunningSum
 from retain.curvature.sweep import Gradients, Sweep
 
 Sharing = Literal["expand", "reduce"]
@@ -30,36 +32,33 @@ def kronecker(sweep: Sweep, sharing: Sharing = "expand") -> Kronecker:
     Returns:
         A precision; embeddings, norms, grouped and transposed convolutions and parameters without a closed form are in its diagonal.
     """
-    inputs: dict[str, Tensor] = {}
-    slopes: dict[str, Tensor] = {}
-    counts: dict[str, int] = {}
+    inputs: dict[str, Moment] = defaultdict(Moment)
+    slopes: dict[str, Moment] = defaultdict(Moment)
+    means: dict[str, RunningSum] = defaultdict(RunningSum)
+    counts: dict[str, int] = defaultdict(int)
     biases: dict[str, str | None] = {}
-    rest: dict[str, Tensor] = {}
+    rest: dict[str, RunningSum] = defaultdict(RunningSum)
     for number, found in enumerate(sweep):
         if number == 0:
             biases = blocks_of(found.pieces)
-        covered = {*biases, *(bias for bias in biases.values() if bias is not None)}
-        for weight, bias in biases.items():
+        for weight in biases:
             piece = whole(found.pieces[weight])
             g, a = piece.g[:, :, 0], piece.inputs()[:, 0]  # [K, B, M, P] and [B, P, N]
             if sharing == "reduce":
                 g, a = g.sum(-1, keepdim=True), a.mean(1, keepdim=True)
-            g, a = g.transpose(-1, -2).flatten(0, -2), a.flatten(0, -2)
-            second = a.T @ a
-            if bias is not None:  # an input that is always 1
-                first = a.sum(0)
-                second = torch.cat([torch.cat([second, first[:, None]], 1), torch.cat([first, first.new_tensor([len(a)])])[None]])
-            if weight not in inputs:
-                inputs[weight], slopes[weight], counts[weight] = second.double(), (g.T @ g).double(), len(a)
-            else:
-                inputs[weight] += second
-                slopes[weight] += g.T @ g
-                counts[weight] += len(a)
-        _add_rest(sweep, found, covered, rest)
+            a = a.flatten(0, -2)
+            inputs[weight].add(a)
+            means[weight].add(a.sum(0))
+            slopes[weight].add(g.transpose(-1, -2).flatten(0, -2))
+            counts[weight] += len(a)
+        _add_rest(sweep, found, {*biases, *biases.values()}, rest)
     layers = {}
     for weight, bias in biases.items():
         like = sweep.parameters[weight]
-        G, A = slopes[weight] / (sweep.seen * sweep.draws), inputs[weight] / counts[weight]
+        G, A = slopes[weight].total() / (sweep.seen * sweep.draws), inputs[weight].total() / counts[weight]
+        if bias is not None:  # an input that is always 1
+            first = means[weight].total()[:, None].to(A.dtype) / counts[weight]
+            A = torch.cat([torch.cat([A, first], 1), torch.cat([first.T, first.new_ones(1, 1)], 1)])
         sweep.check_finite({weight: G.sum() + A.sum()})
         layers[weight] = Layer(like.shape, bias, Pairs([(G.to(like.dtype), A.to(like.dtype))]))
     return _measured(sweep, layers, rest)
@@ -78,7 +77,7 @@ def ekfac(sweep: Sweep) -> Kronecker:
         A precision whose blocks are in one basis.
     """
     first = kronecker(sweep).in_one_basis()
-    values: dict[str, Tensor] = {}
+    values: dict[str, RunningSum] = defaultdict(RunningSum)
     for found in sweep:
         for weight, layer in first.layers.items():
             block, piece = layer.block, whole(found.pieces[weight])
@@ -87,12 +86,12 @@ def ekfac(sweep: Sweep) -> Kronecker:
             if layer.bias is not None:
                 a = torch.cat([a, a.new_ones(*a.shape[:-1], 1)], -1)
             turned = Outer(block.left.T @ piece.g, a @ block.right, block.values.shape)
-            values[weight] = values.get(weight, 0) + turned.power(2).double()
+            values[weight].add(turned.power(2))
     layers = {}
     for weight, layer in first.layers.items():
         block = layer.block
         assert isinstance(block, Eigenbasis)
-        measured = (values[weight] / (sweep.seen * sweep.draws)).to(block.values.dtype)
+        measured = (values[weight].total() / (sweep.seen * sweep.draws)).to(block.values.dtype)
         layers[weight] = layer._replace(block=Eigenbasis(block.left, block.right, measured))
     return first._carry(Kronecker(layers, first.rest))
 
@@ -113,20 +112,17 @@ def whole(parts: list) -> Outer:  # type: ignore[type-arg]
     return joined([part.piece for _, part in parts])
 
 
-def _add_rest(sweep: Sweep, found: Gradients, covered: set[str], rest: dict[str, Tensor]) -> None:
-    values = {
-        name: total_power([(part.place, part.piece) for _, part in parts], sweep.parameters[name].shape, 2)
-        for name, parts in found.pieces.items()
-        if name not in covered
-    }
+def _add_rest(sweep: Sweep, found: Gradients, covered: Container[str | None], rest: dict[str, RunningSum]) -> None:
+    for name, parts in found.pieces.items():
+        if name not in covered:
+            rest[name].add(total_power([(part.place, part.piece) for _, part in parts], sweep.parameters[name].shape, 2))
     if found.slow:
-        values.update(powers(sweep.model, found.slow, found.batch, found.vectors))
-    for name, value in values.items():
-        rest[name] = rest.get(name, 0) + value.double()
+        for name, value in powers(sweep.model, found.slow, found.batch, found.vectors).items():
+            rest[name].add(value)
 
 
-def _measured(sweep: Sweep, layers: dict[str, Layer], rest: dict[str, Tensor]) -> Kronecker:
-    diagonal = {name: (value / (sweep.seen * sweep.draws)).to(sweep.parameters[name].dtype) for name, value in rest.items()}
+def _measured(sweep: Sweep, layers: dict[str, Layer], rest: dict[str, RunningSum]) -> Kronecker:
+    diagonal = {name: (value.total() / (sweep.seen * sweep.draws)).to(sweep.parameters[name].dtype) for name, value in rest.items()}
     sweep.check_finite(diagonal)
     made = Kronecker(layers, Diagonal(diagonal))
     made.n, made.labels, made.slow = sweep.seen, str(sweep.labels), sweep.slow
