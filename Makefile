@@ -42,8 +42,13 @@ unit: .venv/tested
 notebooks: .venv/tested
 	$(BIN)/python scripts/make_tutorial.py
 
-bench: .venv/installed
+bench: .venv/benched
 	OMP_NUM_THREADS=1 $(BIN)/python bench/loop.py
+	OMP_NUM_THREADS=1 $(BIN)/python bench/curvature.py
+
+.venv/benched: .venv/installed
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --group bench
+	@touch $@
 
 # A long campaign outside CI: sixty kills at random instants.
 kills: .venv/tested
