@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,20 +18,20 @@ _TOLERANCE = 1e-6
 _ITERATIONS = 200
 
 
-class Block:
+class Block(ABC):
     """A matrix over weights laid out as W ``[O, I]`` (a bias being the last column), which acts on W as a whole."""
 
+    @abstractmethod
     def product(self, W: Tensor) -> Tensor:
         """P W."""
-        raise NotImplementedError
 
+    @abstractmethod
     def diagonal(self) -> Tensor:
         """The diagonal, ``[O, I]``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def eigen(self) -> Eigenbasis:
         """In one Kronecker eigenbasis."""
-        raise NotImplementedError
 
     def shrink(self, W: Tensor, size: Tensor | float, rate: float) -> Tensor:
         """(H + rP)^-1 H W with H^-1 = size, by conjugate gradients."""

@@ -105,10 +105,6 @@ class Precision(ABC):
         """The precision with its tensors on ``device``."""
         return self.mapped(lambda value: value.to(device))
 
-    def restricted(self, keep: Callable[[str], bool]) -> dict[str, Tensor]:
-        """The diagonal of some parameters."""
-        return {name: value for name, value in self.diagonal().items() if keep(name)}
-
     def __contains__(self, name: str) -> bool:
         return name in self.names
 
