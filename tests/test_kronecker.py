@@ -148,3 +148,25 @@ def test_bad_input():
     for structure in ("kronecker", "full"):
         with pytest.raises(InputError, match="finite"):
             fisher(broken, (x, y), structure=structure)
+
+
+class Wandering(nn.Module):
+    """A layer that is used once or twice, as the data say."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.head = nn.Linear(3, 3), nn.Linear(3, 2)
+
+    def forward(self, x):
+        h = self.layer(x)
+        return self.head(self.layer(h) if float(x[0, 0]) > 0 else h)
+
+
+def test_a_layer_used_otherwise_in_a_later_batch():
+    x = torch.cat([torch.randn(4, 3).abs().neg(), torch.randn(4, 3).abs()]).double()
+    y, model = torch.arange(8) % 2, Wandering().double()
+    with pytest.raises(InputError, match="used in another way"):
+        fisher(model, (x, y), structure="kronecker", batch_size=4)
+    found = fisher(model, (x, y), "empirical", batch_size=4)  # one by one
+    rows = gradients(model, x, y, Categorical(), "empirical")
+    assert torch.allclose(torch.cat([value.flatten() for value in found.values()]), rows.square().mean(0)) and set(found.slow) == {"layer.weight", "layer.bias"}

@@ -147,7 +147,7 @@ class Forgetting(Study):
         @lru_cache
         def known(arm: str) -> Belief:
             """What an arm's method knows about the first task; measured once however many strengths use it."""
-            method = make(spec, arm, seed, spec.tau if arm == "l2sp" else strength_of(spec, arm, old, new), old)
+            method = make(spec, arm, seed, strength_of(spec, arm, old, new), old)
             if arm in WATCHING:
                 again = copy(fresh)  # nothing is pulled yet, so it ends where the others start
                 learn(again, stream[:1], method, watch=stream, seed=seed, recorder=keeper.recorder(f"first-{arm}"), **options)

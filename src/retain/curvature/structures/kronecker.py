@@ -14,6 +14,7 @@ from retain.curvature.pieces import Outer, joined, total_power
 from retain.curvature.probe import Pieces
 from retain.curvature.structures.sums import Moment, RunningSum
 from retain.curvature.sweep import Gradients, Sweep
+from retain.errors import InputError
 
 Sharing = Literal["expand", "reduce"]
 
@@ -42,7 +43,7 @@ def kronecker(sweep: Sweep, sharing: Sharing = "expand") -> Kronecker:
         if number == 0:
             biases = blocks_of(found.pieces)
         for weight in biases:
-            piece = whole(found.pieces[weight])
+            piece = whole(weight, found.pieces)
             g, a = piece.g[:, :, 0], piece.inputs()[:, 0]  # [K, B, M, P] and [B, P, N]
             if sharing == "reduce":
                 g, a = g.sum(-1, keepdim=True), a.mean(1, keepdim=True)
@@ -80,7 +81,7 @@ def ekfac(sweep: Sweep) -> Kronecker:
     values: dict[str, RunningSum] = defaultdict(RunningSum)
     for found in sweep:
         for weight, layer in first.layers.items():
-            block, piece = layer.block, whole(found.pieces[weight])
+            block, piece = layer.block, whole(weight, found.pieces)
             assert isinstance(block, Eigenbasis)
             a = piece.inputs()
             if layer.bias is not None:
@@ -107,9 +108,23 @@ def blocks_of(pieces: Pieces) -> dict[str, str | None]:
     return found
 
 
-def whole(parts: list) -> Outer:  # type: ignore[type-arg]
-    """All uses of a weight as one, those of a kind that are only outer products."""
-    return joined([part.piece for _, part in parts])
+def whole(weight: str, pieces: Pieces) -> Outer:
+    """All uses of a weight as one.
+
+    Args:
+        weight: A weight with a block.
+        pieces: Of a batch.
+
+    Returns:
+        The sum of outer products.
+
+    Raises:
+        InputError: If this batch used the layer in another way than the first did.
+    """
+    outer = [part.piece for _, part in pieces.get(weight, []) if isinstance(part.piece, Outer)]
+    if not outer:
+        raise InputError("model", "layers that are used alike in every batch", f"'{weight}' used in another way", "Pass structure='diagonal'.")
+    return joined(outer)
 
 
 def _add_rest(sweep: Sweep, found: Gradients, covered: Container[str | None], rest: dict[str, RunningSum]) -> None:
