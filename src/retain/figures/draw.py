@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's colours, told apart by readers with any colour vision
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666", "#000000", "#8C510A", "#762A83", "#A6D854")
+_ABREAST = 5  # matrices side by side
 _STYLE: dict[str, Any] = {
     "font.size": 10,
     "axes.spines.top": False,
@@ -158,8 +159,13 @@ def _scatter(spec: Scatter) -> Drawing:
 
 
 def _matrices(spec: Matrices) -> Drawing:
-    figure, axes = _canvas(len(spec.matrices), 2.6, 0.9 + 0.55 * len(spec.y_labels))
-    for ax, (title, rows) in zip(axes, spec.matrices.items(), strict=True):
+    columns = min(len(spec.matrices), _ABREAST)
+    lines = -(-len(spec.matrices) // columns)
+    figure = _drawing()(figsize=(2.6 * columns, (0.9 + 0.55 * len(spec.y_labels)) * lines), layout="constrained")
+    grid = figure.subplots(lines, columns, squeeze=False, sharey=True).flatten()
+    for ax in grid[len(spec.matrices) :]:
+        ax.set_axis_off()
+    for ax, (title, rows) in zip(grid, spec.matrices.items(), strict=False):
         ax.grid(visible=False)
         ax.imshow(rows, cmap="Blues", vmin=0, vmax=130, aspect="auto")
         for i, row in enumerate(rows):

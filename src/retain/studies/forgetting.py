@@ -220,7 +220,7 @@ class Forgetting(Study):
         if set(spec.arms) - {"joint"}:
             figures.append(show.matrices(results))
         if any(results[0]["tradeoff"].values()):
-            figures.append(show.tradeoff(results))
+            figures += show.tradeoff(results)
         with contextlib.suppress(RetainError):  # a report can be made where the data are not
             figures.append(show.samples_of(list(_tasks(spec.embedded, spec.data))))
         figures.append(show.norms(results))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,6 +33,7 @@ NAMES = {
     "l2sp": "L2-SP",
     "joint": "joint (ceiling)",
 }
+_FEW = 5  # series whose points can all be labelled
 _COLORS = {"plain": 1, "ewc": 0, "l2sp": 2, "laplace": 3, "ekfac": 4, "ssr": 5, "si": 8, "mas": 9, "rwalk": 10, "joint": 6, "first": 7}
 
 
@@ -89,7 +91,7 @@ def choices(results: Results, used: dict[str, list[float]]) -> list[Table]:
         best = max(grid, key=lambda entry: entry[1][2].mean + entry[1][3].mean)[0]
         for value, ends in grid:
             marks = [mark for mark, here in (("best on validation", value == best), ("used", value in used.get(kind, []))) if here]
-            rows.append([f"{value:g}", *(end.percent() for end in ends), ", ".join(marks)])
+            rows.append([f"{value:.4g}", *(end.percent() for end in ends), ", ".join(marks)])
         heading = "tau" if kind == "l2sp" else "strength"
         columns = [heading, "MNIST %", "Fashion-MNIST %", "MNIST validation %", "Fashion validation %", ""]
         title = f"{NAMES[kind]} by {'prior width' if kind == 'l2sp' else 'strength'}"
@@ -101,12 +103,12 @@ def laws(results: Results) -> Table:
     """What the retention law says to keep, and what comes of it."""
     rows = []
     for place, (arm, law, strengths, *_) in enumerate(results[0]["laws"]):
-        ends = [estimate(r["laws"][place][3 + k] for r in results) for k in range(4)]
+        ends = [estimate(r["laws"][place][3 + k] for r in results) for k in range(2)]
         means = {key: math.fsum(r["laws"][place][2][key] for r in results) / len(results) for key in strengths}
         text = ", ".join(f"{value:.3g}" for value in means.values())
         rows.append([NAMES[arm], LAWS[law][0], text, *(end.percent() for end in ends)])
-    columns = ["belief", "law", "strength (by layer, first to last)", "MNIST %", "Fashion-MNIST %", "MNIST validation %", "Fashion validation %"]
-    note = "The law is asked with the weights at which plain fine-tuning ends; with share 0 it serves the new task alone and never exceeds 1."
+    columns = ["belief", "law", "strength", "MNIST %", "Fashion-MNIST %"]
+    note = "Asked with the weights at which plain fine-tuning ends. With share 0 it serves the new task alone and is at most 1. Layers first to last."
     return Table("How much to keep: the retention law", columns, rows, note)
 
 
@@ -174,25 +176,40 @@ def matrices(results: Results) -> Matrices:
     )
 
 
-def tradeoff(results: Results) -> Scatter:
-    """New against old accuracy, a point a strength."""
+def tradeoff(results: Results) -> list[Scatter]:
+    """New against old accuracy, a point a strength; of many methods also the corner in which the good ones are."""
     series = []
     for kind in results[0]["tradeoff"]:
         grid = _grid(results, kind)
         if grid:
             old, new = ([ends[k] for _, ends in grid] for k in (0, 1))
-            series.append(_points(NAMES[kind], old, new, [f"{'tau' if kind == 'l2sp' else 's'}={value:g}" for value, _ in grid], _COLORS[kind]))
+            labels = [f"{'tau' if kind == 'l2sp' else 's'}={value:.3g}" for value, _ in grid]
+            series.append(_points(NAMES[kind], old, new, labels, _COLORS[kind]))
     for arm in ("plain", "joint"):
         if arm in results[0]["arms"]:
             series.append(_points(NAMES[arm], [_end(results, arm, 0)], [_end(results, arm, 1)], None, _COLORS[arm]))
-    return Scatter(
-        "What holding on costs: new against old accuracy",
-        "MNIST kept, % (test)",
-        "Fashion-MNIST learned, % (test)",
-        series,
-        id="tradeoff",
-        caption="One point a strength; up and to the right is better. Error bars are one standard error over seeds.",
-    )
+    caption = "One point a strength; up and to the right is better. Error bars are one standard error over seeds."
+    axes = ("MNIST kept, % (test)", "Fashion-MNIST learned, % (test)")
+    title = "What holding on costs: new against old accuracy"
+    if len(series) <= _FEW:
+        return [Scatter(title, *axes, series, id="tradeoff", caption=caption)]
+    bare = [replace(one, labels=None) for one in series]
+    corner = [near for one in bare if (near := _where(one, lambda x, y: x >= 90)).x]
+    more = f"{caption} The strengths are in the tables below."
+    return [
+        Scatter(title, *axes, bare, id="tradeoff", caption=more),
+        Scatter("The same where at least 90 % of MNIST is kept", *axes, corner, id="corner", caption=more),
+    ]
+
+
+def _where(series: Series, keep: Callable[[float, float], bool]) -> Series:
+    """Some points of a series."""
+    kept = [i for i, (x, y) in enumerate(zip(series.x, series.y, strict=True)) if keep(x, y)]
+
+    def some(values: list[float] | None) -> list[float] | None:
+        return None if values is None else [values[i] for i in kept]
+
+    return replace(series, x=some(series.x) or [], y=some(series.y) or [], y_error=some(series.y_error), x_error=some(series.x_error))
 
 
 def _points(name: str, x: list[Estimate], y: list[Estimate], labels: list[str] | None, color: int) -> Series:
