@@ -65,7 +65,7 @@ def test_one_run_end_to_end(tmp_path):
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)  # one object and nothing else
     (study,) = answer["studies"]
-    assert study["headline"].startswith("MNIST kept: ") and set(study["numbers"]) == {"plain", "ewc", "l2sp", "joint"}
+    assert study["headline"].startswith("MNIST kept: ") and set(study["numbers"]) == {"plain", "ewc", "laplace", "l2sp", "joint"}
     assert "Seed 0: MNIST kept" in done.stderr  # progress and verdict
     run = tmp_path / study["run"]
     assert (run / "report.html").exists() and (tmp_path / "runs" / "index.html").exists()
