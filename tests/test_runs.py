@@ -170,7 +170,9 @@ def test_results_hold_what_they_say(whole):
     assert plain_arm[:2] == ewc[:2] == first  # the arms of a seed share their first-task model
     assert ewc[2][0] > plain_arm[2][0]
     events = [json.loads(line) for line in (run.path / "seed-0" / "events.jsonl").read_text().splitlines()]
-    assert [e["arm"] for e in events if e["kind"] == "epoch"] == [arm for arm in ("first", "plain", "ewc", "laplace", "l2sp", "joint", "ewc@100") for _ in range(2)]
+    assert [e["arm"] for e in events if e["kind"] == "epoch"] == [
+        arm for arm in ("first", "plain", "ewc", "laplace", "l2sp", "joint", "ewc@100") for _ in range(2)
+    ]
     assert all({"seconds", "task", "epoch", "loss", "accuracy"} <= set(e) for e in events)
     assert not (run.path / "seed-0" / "checkpoint").exists()
     for name in ("spec.json", "env.json", "summary.json", "seed-0/result.json"):
