@@ -56,7 +56,7 @@ def kronecker(sweep: Sweep, sharing: Sharing = "expand") -> Kronecker:
     layers = {}
     for weight, bias in biases.items():
         like = sweep.parameters[weight]
-        G, A = slopes[weight].total() / (sweep.seen * sweep.draws), inputs[weight].total() / counts[weight]
+        G, A = slopes[weight].total().div_(sweep.seen * sweep.draws), inputs[weight].total().div_(counts[weight])
         if bias is not None:  # an input that is always 1
             first = means[weight].total()[:, None].to(A.dtype) / counts[weight]
             A = torch.cat([torch.cat([A, first], 1), torch.cat([first.T, first.new_ones(1, 1)], 1)])

@@ -49,6 +49,9 @@ class Moment(RunningSum):
         self._counted()
 
     def total(self) -> Tensor:
-        """The whole symmetric sum."""
-        upper = super().total()
-        return upper.triu() + upper.triu(1).T
+        """The whole symmetric sum; what lies left of the diagonal is copied over from the right."""
+        whole = super().total()
+        for start in range(0, len(whole), _PANEL):
+            end = min(start + _PANEL, len(whole))
+            whole[end:, start:end] = whole[start:end, end:].T
+        return whole
