@@ -86,7 +86,7 @@ class Case:
 CASES = {
     "mlp": Case("MLP 784-256-256-10, MNIST", lambda: nn.Sequential(nn.Flatten(), models.MLP(784, 256, 256, 10).layers), partial(mnist, n=10_000), 500, 16, 2),
     "cnn": Case("CNN 16-32-128-10, MNIST", lambda: models.Conv(28, 10).layers, partial(mnist, n=500), 100, 100, 10),
-    "resnet": Case("ResNet-18, 64 pixels", resnet, lambda _: (torch.randn(64, 3, 64, 64), torch.arange(64) % CLASSES), 16, 8, 1),
+    "resnet": Case("ResNet-18, 64 pixels", resnet, lambda _: (torch.randn(8, 3, 64, 64), torch.arange(8)), 4, 8, 1),
     "transformer": Case("transformer, 32 tokens", _Transformer, lambda _: (torch.randint(200, (400, 32)), torch.arange(400) % CLASSES), 100, 100, 10),
 }
 
