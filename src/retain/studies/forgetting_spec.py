@@ -46,7 +46,7 @@ class ForgettingSpec(Spec):
     rank: PositiveInt = Field(5, description="directions of the low-rank belief")
     ssr_samples: PositiveInt | None = Field(10000, description="samples of the old task behind the low-rank belief")
     tau: PositiveFloat = Field(0.05, description="width of L2-SP's prior")
-    strengths: tuple[Strength, ...] = Field((30.0, 100.0, 300.0, 1000.0), description="EWC's strengths in the trade-off plot")
+    strengths: tuple[Strength, ...] = Field((100.0, 300.0, 1000.0), description="EWC's strengths in the trade-off plot")
     factors: tuple[PositiveFloat, ...] = Field((1.0, 10 / 3), description="the other arms' points in the trade-off plot, times their strength")
     taus: tuple[PositiveFloat, ...] = Field((0.1, 0.05), description="L2-SP's widths in the trade-off plot")
     laws: tuple[Law, ...] = Field((), description="forms of the retention law to try: model, layer, share, published")
