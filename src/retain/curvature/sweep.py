@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from retain.curvature.capture import Capture
-from retain.curvature.outputs import LabelRule, gradients_at, vectors_at
+from retain.curvature.inputs import check_rule, check_suits, drawn_rows, prepared, up_to
+from retain.curvature.outputs import gradients_at, vectors_at
 from retain.curvature.probe import Pieces, forward, pieces, trusted
-from retain.errors import InputError, RetainError, check_count, nearest
-from retain.likelihoods import Gaussian, Likelihood, Tokens
-from retain.models.parameters import evaluating, named_parameters, unwrap
+from retain.errors import InputError, check_count
+from retain.likelihoods import Likelihood
+from retain.models.parameters import evaluating, unwrap
 from retain.seeds import generator, seeded
-from retain.tasks.batch import Batch, first_samples
+from retain.tasks.batch import Batch
 from retain.tasks.data import TensorData, all_finite
-from retain.tasks.task import as_task
 
 
 class Gradients(NamedTuple):
@@ -63,26 +62,16 @@ class Sweep:
         batch_size: int = 500,
         seed: int = 0,
     ) -> None:
-        if not callable(labels) and labels not in get_args(LabelRule):
-            raise InputError("labels", "a label rule", repr(labels), nearest(str(labels), get_args(LabelRule)))
+        if not callable(labels):
+            check_rule(labels)
         check_count("batch_size", batch_size)
         check_count("draws", draws)
-        task = as_task(data, likelihood, n=1)  # n is not used here
-        if labels in ("empirical", "predicted") and isinstance(task.likelihood, Tokens):
-            hint = "The tokens of a sequence share its gradient; only for drawn labels do their cross terms vanish."
-            raise InputError("labels", "'sampled' for sequences", repr(labels), hint)
-        if labels == "predicted" and isinstance(task.likelihood, Gaussian):
-            hint = "At the predicted value every gradient is 0."
-            raise InputError("labels", "'exact', 'sampled' or 'empirical' for a Gaussian likelihood", repr(labels), hint)
         self.model = unwrap(model)
-        self.parameters = named_parameters(self.model)
-        if not self.parameters:
-            raise RetainError("model: expected trainable parameters, found none. Unfreeze a layer first.")
+        self.parameters, self.task = prepared(self.model, data, likelihood)
+        check_suits(labels, self.task.likelihood, "'sampled'")
         for name, p in self.parameters.items():
             if p.is_complex():
                 raise InputError(f"type of '{name}'", "a real parameter", p.dtype, "Store real and imaginary parts as two parameters.")
-        anyone = next(iter(self.parameters.values()))
-        self.task = task.to(anyone.device, anyone.dtype)
         self.labels, self.samples, self.replacement, self.batch_size, self.seed = labels, samples, replacement, batch_size, seed
         self.draws = draws if labels == "sampled" else 1
         self.seen = 0.0
@@ -125,18 +114,7 @@ class Sweep:
             return
         check_count("samples", samples)
         if isinstance(data, TensorData):
-            draw = generator(self.seed, "samples")
-            if not self.replacement and samples > data.size:
-                raise InputError("samples", f"at most the {data.size} samples of the data", samples, "Leave it out to use all.")
-            rows = torch.randint(data.size, (samples,), generator=draw) if self.replacement else torch.randperm(data.size, generator=draw)[:samples]
-            rows = rows.to(data.inputs.device)
-            for part in rows.split(batch_size):
+            for part in drawn_rows(data, samples, self.seed, replacement=self.replacement).split(batch_size):
                 yield Batch(data.inputs[part], data.targets[part], self.task)
             return
-        left = samples
-        for batch in self.task.batches(batch_size):
-            keep = min(left, len(batch.targets))
-            yield first_samples(batch, keep)
-            left -= keep
-            if not left:
-                return
+        yield from up_to(self.task.batches(batch_size), samples)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from torch import nn
 
 from retain.beliefs import Belief, Diagonal, product
 from retain.curvature import LabelRule, fisher
-from retain.errors import InputError, check_count, nearest
+from retain.curvature.inputs import check_rule
+from retain.errors import InputError, check_count
 from retain.methods.quadratic import Pull, Quadratic, Strength, _weights
 from retain.tasks.task import Task, as_task
 
@@ -61,8 +62,7 @@ class EWC(Quadratic):
         seed: int = 0,
     ) -> None:
         super().__init__(strength, pull)
-        if labels not in get_args(LabelRule):
-            raise InputError("labels", "a label rule", repr(labels), nearest(str(labels), get_args(LabelRule)))
+        check_rule(labels)
         check_count("draws", draws)
         if samples is not None:
             check_count("samples", samples)
@@ -76,14 +76,12 @@ class EWC(Quadratic):
         """Measure the Fisher on the task's training data and take it into the belief."""
         task = as_task(task)
         found = fisher(model, task, self.labels, samples=self.samples, replacement=self.replacement, draws=self.draws, seed=self.seed)
-        theta, precision = _weights(model), Diagonal(found)
-        if self.belief is not None:
-            self.belief = self.belief.fitted(model)
+        precision = Diagonal(found)
         if self.belief is None or self.centres == "latest":
-            self.remember(theta, precision, task.n)
+            self.remember(model, precision, task.n)
         else:
-            self.retained = None
-            self.belief = product(self.belief, Belief({name: theta[name] for name in precision.names}, precision, task.n))
+            self.retained, theta = None, _weights(model)
+            self.belief = product(self.belief.fitted(model), Belief({name: theta[name] for name in precision.names}, precision, task.n))
 
     def settings(self) -> dict[str, Any]:
         """Everything the method was made with."""

@@ -9,7 +9,7 @@ from torch import nn
 from retain.beliefs import Kronecker
 from retain.curvature import LabelRule, fisher
 from retain.errors import InputError, check_count
-from retain.methods.quadratic import Pull, Quadratic, Strength, _weights
+from retain.methods.quadratic import Pull, Quadratic, Strength
 from retain.tasks.task import Task, as_task
 
 
@@ -77,9 +77,7 @@ class StructuredLaplace(Quadratic):
         """Measure the factors on the task's training data and take them into the belief."""
         task = as_task(task)
         found = fisher(model, task, self.labels, structure=self.structure, samples=self.samples, draws=self.draws, seed=self.seed, sharing=self.sharing)
-        if self.belief is not None:
-            self.belief = self.belief.fitted(model)
-        self.remember(_weights(model), found, task.n)
+        self.remember(model, found, task.n)
         assert self.belief is not None
         precision = self.belief.precision
         if isinstance(precision, Kronecker) and precision.pairs > self.pairs:

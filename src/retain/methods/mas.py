@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from retain.beliefs import Diagonal
 from retain.curvature import fisher, sensitivity
 from retain.errors import InputError, check_count
-from retain.methods.quadratic import Pull, Quadratic, Strength, _weights
+from retain.methods.quadratic import Pull, Quadratic, Strength
 from retain.tasks.task import Task, as_task
 
 
@@ -72,9 +72,7 @@ class MAS(Quadratic):
             few = None if task.data.size is None else min(2000, task.data.size)
             total, target = found.trace(), Diagonal(fisher(model, task, "sampled", samples=few, draws=3, seed=self.seed)).trace()
             found = found.scaled(target / total if total else 0.0)
-        if self.belief is not None:
-            self.belief = self.belief.fitted(model)
-        self.remember(_weights(model), found, task.n)
+        self.remember(model, found, task.n)
 
     def settings(self) -> dict[str, Any]:
         """Everything the method was made with."""

@@ -132,17 +132,18 @@ class Quadratic(Method):
         with torch.no_grad():
             self._pulling.shrink(optimizer)
 
-    def remember(self, theta: Mapping[str, Tensor], precision: Precision, n: float) -> None:
+    def remember(self, model: nn.Module, precision: Precision, n: float) -> None:
         """Take a task that was just learned into the belief; the law is to be asked anew for the next.
 
         Args:
-            theta: The weights at which it was learned.
+            model: The model that learned it.
             precision: Its precision there, per sample.
             n: Its samples.
         """
         self.retained = None
+        theta = _weights(model)
         centre = {name: theta[name] for name in precision.names}
-        self.belief = Belief(centre, precision, n) if self.belief is None else self.belief.update(centre, precision, n)
+        self.belief = Belief(centre, precision, n) if self.belief is None else self.belief.fitted(model).update(centre, precision, n)
 
     def strength_of(self, name: str) -> float:
         """The strength of one parameter's pull."""

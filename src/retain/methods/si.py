@@ -9,7 +9,7 @@ from torch import nn
 from retain.beliefs import Diagonal
 from retain.errors import check_positive
 from retain.methods.path import PathMethod
-from retain.methods.quadratic import Pull, Strength, _weights
+from retain.methods.quadratic import Pull, Strength
 from retain.tasks.task import Task, as_task
 
 
@@ -51,9 +51,7 @@ class SI(PathMethod):
         """Turn the way into a precision; the task's data are not read."""
         walked = self.walked(model)
         values = {name: 2 * self.path[name].clamp_min(0) / (way.square() + self.xi) for name, way in walked.items()}
-        if self.belief is not None:
-            self.belief = self.belief.fitted(model)
-        self.remember(_weights(model), Diagonal(values), as_task(task).n)
+        self.remember(model, Diagonal(values), as_task(task).n)
         self.forget_path()
 
     def settings(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from torch import nn
 
 from retain.curvature import LabelRule, fisher
 from retain.errors import check_count
-from retain.methods.quadratic import Pull, Quadratic, Strength, _weights
+from retain.methods.quadratic import Pull, Quadratic, Strength
 from retain.tasks.task import Task, as_task
 
 
@@ -68,9 +68,7 @@ class SSR(Quadratic):
         """Measure the Fisher on the task's training data and take it into the belief."""
         task = as_task(task)
         found = fisher(model, task, self.labels, structure="low-rank", samples=self.samples, draws=self.draws, seed=self.seed, rank=self.rank)
-        if self.belief is not None:
-            self.belief = self.belief.fitted(model)
-        self.remember(_weights(model), found, task.n)
+        self.remember(model, found, task.n)
 
     def settings(self) -> dict[str, Any]:
         """Everything the method was made with."""

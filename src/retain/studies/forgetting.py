@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from retain import metrics
-from retain.beliefs import Belief, Identity
+from retain.beliefs import Belief
 from retain.curvature import LabelRule, fisher
 from retain.errors import InputError, RetainError
 from retain.figures import Figure, Table
@@ -162,7 +162,10 @@ class Forgetting(Study):
 
         def run(stage: str, arm: str, value: float | dict[str, float]) -> Result:
             method = make(spec, arm, seed, value, old)
-            method.belief = belief(spec.fisher_samples) if arm == "ewc" else Belief(*_l2sp(model, value)) if arm == "l2sp" else known(arm)
+            if arm == "l2sp":
+                method.consolidate(model, old)
+            else:
+                method.belief = belief(spec.fisher_samples) if arm == "ewc" else known(arm)
             return go_on(stage, method)
 
         keeper.keep("first", model, belief(spec.fisher_samples) if "ewc" in spec.arms else None)
@@ -285,12 +288,6 @@ def _build(spec: ForgettingSpec, seed: int) -> nn.Module:
 
 def _stage(arm: str, value: float) -> str:
     return f"{arm}@{value:g}"
-
-
-def _l2sp(model: nn.Module, tau: Any) -> tuple[dict[str, Tensor], Identity, float]:
-    """L2-SP's belief: a prior of width tau around the weights."""
-    centre = {name: p.detach() for name, p in model.named_parameters()}
-    return centre, Identity(centre), 1 / tau**2
 
 
 def _record(result: Result, after: Result | None = None) -> dict[str, Any]:

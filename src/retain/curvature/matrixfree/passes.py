@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
+from retain.curvature.inputs import drawn_rows, up_to
 from retain.errors import InputError, check_count
-from retain.seeds import generator
 from retain.tasks.batch import Batch
 from retain.tasks.data import TensorData
 from retain.tasks.task import Task
@@ -36,10 +36,7 @@ class Passes:
             check_count("samples", samples)
         data = task.data
         if samples is not None and isinstance(data, TensorData):
-            if samples > data.size:
-                raise InputError("samples", f"at most the {data.size} samples of the data", samples, "Leave it out to use all.")
-            rows = torch.randperm(data.size, generator=generator(seed, "samples"))[:samples]
-            task, samples = replace(task, data=data.take(rows.to(data.inputs.device))), None
+            task, samples = replace(task, data=data.take(drawn_rows(data, samples, seed))), None
         self.task, self.samples = task, samples
         self.batch_size = check_count("batch_size", batch_size) if batch_size is not None else samples or task.data.size or 1
         self._first: list[Fingerprint] = []
@@ -58,7 +55,7 @@ class Passes:
             yield from self.task.batches(self.batch_size)
             return
         number, same = 0, True
-        for number, batch in enumerate(self._cut(), start=1):
+        for number, batch in enumerate(up_to(self.task.batches(self.batch_size), self.samples), start=1):
             found = _fingerprint(batch)
             if not self._complete:
                 self._first.append(found)
@@ -71,18 +68,6 @@ class Passes:
             hint = "Turn shuffling and augmentation off, or pass list(loader), which keeps the batches as they are."
             raise InputError("data", "the same samples in every pass", where, hint)
         self._complete = True
-
-    def _cut(self) -> Iterator[Batch]:
-        left = self.samples
-        for batch in self.task.batches(self.batch_size):
-            if left is None:
-                yield batch
-                continue
-            keep = min(left, len(batch.targets))
-            yield Batch(tree_map(lambda t, k=keep: t[:k] if isinstance(t, Tensor) else t, batch.inputs), batch.targets[:keep], batch.task)
-            left -= keep
-            if not left:
-                return
 
 
 def _fingerprint(batch: Batch) -> Fingerprint:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, get_args
+from typing import Any
 
 from torch import nn
 
+from retain.curvature.inputs import check_rule, check_suits, prepared
 from retain.curvature.matrixfree.linear import gauss_newton, outer, second_derivative
 from retain.curvature.matrixfree.operators import CurvatureOperator
 from retain.curvature.matrixfree.passes import Passes
 from retain.curvature.outputs import LabelRule
-from retain.errors import InputError, RetainError, check_count, nearest
-from retain.likelihoods import Gaussian, Likelihood, Tokens
-from retain.models.parameters import named_parameters
+from retain.errors import check_count
+from retain.likelihoods import Likelihood
 from retain.seeds import generator
-from retain.tasks.task import Task, as_task
 
 
 def ggn(
@@ -61,8 +60,7 @@ def ggn(
         >>> ggn(model, (x, x), Gaussian(sigma=2.0)) @ torch.tensor([2.0])  # 2 times the mean of x**2 / sigma**2
         tensor([2.5000])
     """
-    task = _task(model, data, likelihood)
-    return CurvatureOperator(model, Passes(task, samples, batch_size, seed), gauss_newton(task.likelihood), names, damping, seed)
+    return fisher_operator(model, data, "exact", likelihood, samples, batch_size=batch_size, names=names, damping=damping, seed=seed)
 
 
 def fisher_operator(
@@ -113,14 +111,9 @@ def fisher_operator(
         tensor([5.])
     """
     check_count("draws", draws)
-    if labels not in get_args(LabelRule):
-        raise InputError("labels", "a label rule", repr(labels), nearest(str(labels), get_args(LabelRule)))
-    task = _task(model, data, likelihood)
-    if labels in ("empirical", "predicted") and isinstance(task.likelihood, Tokens):
-        hint = "The tokens of a sequence share its gradient; only for drawn labels do their cross terms vanish."
-        raise InputError("labels", "'exact' or 'sampled' for sequences", repr(labels), hint)
-    if labels == "predicted" and isinstance(task.likelihood, Gaussian):
-        raise InputError("labels", "'exact', 'sampled' or 'empirical' for a Gaussian likelihood", "'predicted'", "At the predicted value every gradient is 0.")
+    check_rule(labels)
+    _, task = prepared(model, data, likelihood)
+    check_suits(labels, task.likelihood, "'exact' or 'sampled'")
     rule = gauss_newton(task.likelihood) if labels == "exact" else outer(task, labels, draws, generator(seed, "labels"))
     return CurvatureOperator(model, Passes(task, samples, batch_size, seed), rule, names, damping, seed)
 
@@ -166,14 +159,5 @@ def hessian(
         >>> hessian(model, (x, x), Gaussian()) @ {"weight": torch.ones(1, 1), "bias": torch.zeros(1)}
         {'weight': tensor([[5.]]), 'bias': tensor([2.])}
     """
-    task = _task(model, data, likelihood)
+    _, task = prepared(model, data, likelihood)
     return CurvatureOperator(model, Passes(task, samples, batch_size, seed), second_derivative(task.likelihood), names, damping, seed)
-
-
-def _task(model: nn.Module, data: Any, likelihood: Likelihood | None) -> Task:
-    task = as_task(data, likelihood, n=1)  # n is not used here
-    parameters = named_parameters(model)
-    if not parameters:
-        raise RetainError("model: expected trainable parameters, found none. Unfreeze a layer first.")
-    anyone = next(iter(parameters.values()))
-    return task.to(anyone.device, anyone.dtype)
