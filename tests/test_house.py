@@ -27,6 +27,7 @@ LAYERS = [
     "curvature",
     "methods",
     "training",
+    "paths",
     "studies",
     "runs",
     "report",

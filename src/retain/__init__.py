@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-_MODULES = ("beliefs", "curvature", "figures", "likelihoods", "methods", "metrics", "models", "runs", "studies", "tasks", "training")
+_MODULES = ("beliefs", "curvature", "figures", "likelihoods", "methods", "metrics", "models", "paths", "runs", "studies", "tasks", "training")
 _NAMES = {
     "Belief": "beliefs",
     "Result": "training",
@@ -22,6 +22,7 @@ _NAMES = {
     "load": "training",
     "measure": "training",
     "save": "training",
+    "traverse": "paths",
 }
 
 __all__ = [
@@ -41,17 +42,20 @@ __all__ = [
     "methods",
     "metrics",
     "models",
+    "paths",
     "runs",
     "save",
     "studies",
     "tasks",
     "training",
+    "traverse",
 ]
 
 if TYPE_CHECKING:
-    from retain import beliefs, curvature, figures, likelihoods, methods, metrics, models, runs, studies, tasks, training
+    from retain import beliefs, curvature, figures, likelihoods, methods, metrics, models, paths, runs, studies, tasks, training
     from retain.beliefs import Belief
     from retain.curvature import fisher
+    from retain.paths import traverse
     from retain.tasks import Task
     from retain.training import Result, attach, evaluate, learn, load, measure, save
 

@@ -65,24 +65,47 @@ def second_derivative(likelihood: Likelihood) -> Rule:
     return rule
 
 
+class Linearised:
+    """A model's outputs to first order in its weights, from one graph for any number of products.
+
+    Args:
+        outputs: Of a batch, with their graph, which is kept.
+        parameters: Flat vectors are laid out in their order.
+        at: A vector at the outputs; its pullback comes for free, as :attr:`first`.
+
+    Raises:
+        InputError: If the model uses an operation that can be differentiated once only.
+    """
+
+    def __init__(self, outputs: Tensor, parameters: Sequence[nn.Parameter], at: Tensor | None = None) -> None:
+        self._outputs, self._parameters = outputs, parameters
+        self._w = torch.zeros_like(outputs, requires_grad=True) if at is None else at.detach().clone().requires_grad_()
+        with torch.enable_grad():
+            pulled = torch.autograd.grad(outputs, parameters, self._w, create_graph=True, allow_unused=True)  # linear in w
+            self._flat = _flat(pulled, parameters)
+        _check_whole(pulled)
+        self.first = self._flat.detach()
+        """J' at."""
+
+    def push(self, v: Tensor) -> Tensor:
+        """J v: a flat change of the weights to a change of the outputs."""
+        if not self._flat.requires_grad:  # no output depends on a weight
+            return torch.zeros_like(self._outputs)
+        found: Tensor = torch.autograd.grad(self._flat, self._w, v, retain_graph=True)[0]
+        return found
+
+    def pull(self, u: Tensor) -> Tensor:
+        """J' u: a vector at the outputs to a flat one over the weights."""
+        return _flat(torch.autograd.grad(self._outputs, self._parameters, u, retain_graph=True, allow_unused=True), self._parameters)
+
+
 def _through_outputs(outputs: Tensor, parameters: list[nn.Parameter], middle: Callable[[Tensor], Tensor]) -> Linear:
     r""":math:`v \mapsto J^\top M J v` with M = ``middle``, from one graph for any number of v."""
-    w = torch.zeros_like(outputs, requires_grad=True)
-    with torch.enable_grad():
-        pulled = torch.autograd.grad(outputs, parameters, w, create_graph=True, allow_unused=True)  # linear in w
-        flat = _flat(pulled, parameters)
-    _check_whole(pulled)
-    if all(z is None for z in pulled):
-        return torch.zeros_like
-
-    def product(v: Tensor) -> Tensor:
-        (u,) = torch.autograd.grad(flat, w, v, retain_graph=True)
-        return _flat(torch.autograd.grad(outputs, parameters, middle(u), retain_graph=True, allow_unused=True), parameters)
-
-    return product
+    model = Linearised(outputs, parameters)
+    return lambda v: model.pull(middle(model.push(v)))
 
 
-def _flat(parts: Sequence[Tensor | None], parameters: list[nn.Parameter]) -> Tensor:
+def _flat(parts: Sequence[Tensor | None], parameters: Sequence[nn.Parameter]) -> Tensor:
     return torch.cat([torch.zeros_like(p).reshape(-1) if part is None else part.reshape(-1) for p, part in zip(parameters, parts, strict=True)])
 
 

@@ -7,6 +7,7 @@ from collections.abc import Container
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from retain.beliefs import Diagonal, Eigenbasis, Kronecker, Layer, Pairs
 from retain.curvature.persample import powers
@@ -43,23 +44,18 @@ def kronecker(sweep: Sweep, sharing: Sharing = "expand") -> Kronecker:
         if number == 0:
             biases = blocks_of(found.pieces)
         for weight in biases:
-            piece = whole(weight, found.pieces)
-            g, a = piece.g[:, :, 0], piece.inputs()[:, 0]  # [K, B, M, P] and [B, P, N]
-            if sharing == "reduce":
-                g, a = g.sum(-1, keepdim=True), a.mean(1, keepdim=True)
-            a = a.flatten(0, -2)
+            g, a = rows_of(whole(weight, found.pieces), sharing)
             inputs[weight].add(a)
             means[weight].add(a.sum(0))
-            slopes[weight].add(g.transpose(-1, -2).flatten(0, -2))
+            slopes[weight].add(g)
             counts[weight] += len(a)
         _add_rest(sweep, found, {*biases, *biases.values()}, rest)
     layers = {}
     for weight, bias in biases.items():
         like = sweep.parameters[weight]
         G, A = slopes[weight].total().div_(sweep.seen * sweep.draws), inputs[weight].total().div_(counts[weight])
-        if bias is not None:  # an input that is always 1
-            first = means[weight].total()[:, None].to(A.dtype) / counts[weight]
-            A = torch.cat([torch.cat([A, first], 1), torch.cat([first.T, first.new_ones(1, 1)], 1)])
+        if bias is not None:
+            A = with_ones(A, means[weight].total().to(A.dtype) / counts[weight])
         sweep.check_finite({weight: G.sum() + A.sum()})
         layers[weight] = Layer(like.shape, bias, Pairs([(G.to(like.dtype), A.to(like.dtype))]))
     return _measured(sweep, layers, rest)
@@ -95,6 +91,20 @@ def ekfac(sweep: Sweep) -> Kronecker:
         measured = (values[weight].total() / (sweep.seen * sweep.draws)).to(block.values.dtype)
         layers[weight] = layer._replace(block=Eigenbasis(block.left, block.right, measured))
     return first._carry(Kronecker(layers, first.rest))
+
+
+def rows_of(piece: Outer, sharing: Sharing) -> tuple[Tensor, Tensor]:
+    """Gradients ``[rows, M]`` and inputs ``[rows, N]`` of a layer, whose second moments are its factors."""
+    g, a = piece.g[:, :, 0], piece.inputs()[:, 0]  # [K, B, M, P] and [B, P, N]
+    if sharing == "reduce":
+        g, a = g.sum(-1, keepdim=True), a.mean(1, keepdim=True)
+    return g.transpose(-1, -2).flatten(0, -2), a.flatten(0, -2)
+
+
+def with_ones(A: Tensor, mean: Tensor) -> Tensor:
+    """The second moment of inputs to which one that is always 1 was added, for the bias."""
+    first = mean[:, None]
+    return torch.cat([torch.cat([A, first], 1), torch.cat([first.T, first.new_ones(1, 1)], 1)])
 
 
 def blocks_of(pieces: Pieces) -> dict[str, str | None]:
