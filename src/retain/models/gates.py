@@ -90,13 +90,15 @@ class TopK(Gate):
 
 
 class SoftmaxThreshold(Gate):
-    r"""Softmax over a layer, entries above 1/K kept: :math:`h_i = p_i\,\mathbb{1}[p_i > 1/K]`, :math:`p = \operatorname{softmax}(s\,a)`.
+    r"""Softmax over a layer, entries above 1/K kept: :math:`h_i = g\,p_i\,\mathbb{1}[p_i > 1/K]`, :math:`p = \operatorname{softmax}(s\,a)`.
 
-    The activation of the published notebook. Because the entries sum to 1, **at most K - 1 are kept** (K of them above 1/K would sum to more), and
-    K = 1 would keep none. A freshly initialised layer of n units answers about 1/n everywhere, so nothing passes and no gradient flows. Three repairs:
+    The activation of the published notebook (s = g = 1). Because the entries sum to 1, **at most K - 1 are kept** (K of them above 1/K would sum to more), and
+    K = 1 would keep none. A freshly initialised layer of n units answers about 1/n everywhere, so nothing passes and no gradient flows. The repairs:
 
     - ``scale`` s, which :func:`calibrate` sets so that logits have a spread of :math:`\sqrt{2 \ln n}`, where the softmax of n independent
       Gaussian logits condenses on a few (the freezing of Derrida's random energy model, 1981);
+    - ``gain`` g, which :func:`calibrate` sets so that what comes out is as large as a ReLU's output. It is the same as larger weights behind the gate, and
+      makes the difference: with it a network that was trained with ReLUs is a good start, without it layers collapse to one unit a class;
     - ``fallback``: where nothing is above 1/K, the largest entry is kept;
     - ``straight_through``: the backward pass is that of the whole softmax (Bengio, Leonard and Courville 2013, https://arxiv.org/abs/1308.3432). These are not
       derivatives of the forward pass, so second-order steps should not be trusted with them.
@@ -104,6 +106,7 @@ class SoftmaxThreshold(Gate):
     Args:
         K: The threshold is 1/K; at least 2.
         scale: s, above 0.
+        gain: g, above 0.
         fallback: Keep the largest entry where none is above the threshold.
         straight_through: Let gradients pass as if nothing were cut.
         dim: The axis of the units, see :class:`Gate`.
@@ -119,12 +122,14 @@ class SoftmaxThreshold(Gate):
     """
 
     scale: Tensor
+    gain: Tensor
 
-    def __init__(self, K: int, scale: float = 1.0, *, fallback: bool = True, straight_through: bool = True, dim: int | None = None) -> None:
+    def __init__(self, K: int, scale: float = 1.0, gain: float = 1.0, *, fallback: bool = True, straight_through: bool = True, dim: int | None = None) -> None:
         super().__init__(K, dim)
         if K < 2:
             raise InputError("K", "at least 2 for a softmax gate", K, "Entries above 1/1 do not exist; at most K - 1 are kept.")
         self.register_buffer("scale", torch.tensor(check_positive("scale", scale)))
+        self.register_buffer("gain", torch.tensor(check_positive("gain", gain)))
         self.fallback, self.straight_through = fallback, straight_through
 
     @property
@@ -144,7 +149,7 @@ class SoftmaxThreshold(Gate):
         self.check_width(inputs.shape[axis])
         p = (inputs * self.scale).softmax(axis)
         cut = p * self._kept(p.detach(), axis)
-        return p + (cut - p).detach() if self.straight_through and p.requires_grad else cut
+        return self.gain * (p + (cut - p).detach() if self.straight_through and p.requires_grad else cut)
 
     def active(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Values and indices of the units that may be on along the last axis."""
@@ -154,11 +159,11 @@ class SoftmaxThreshold(Gate):
         kept = values > 1 / self.K
         if self.fallback:
             kept[..., 0] = True
-        return values * kept, places
+        return self.gain * values * kept, places
 
     def extra_repr(self) -> str:
         """What stands in the module's repr."""
-        return f"{super().extra_repr()}, scale={float(self.scale):.3g}, fallback={self.fallback}, straight_through={self.straight_through}"
+        return f"{super().extra_repr()}, scale={float(self.scale):.3g}, gain={float(self.gain):.3g}, fallback={self.fallback}, straight_through={self.straight_through}"
 
 
 def spread_of(width: int) -> float:

@@ -59,7 +59,9 @@ def sparsify(model: nn.Module, K: int, gate: Literal["top-k", "softmax"] | Calla
 
 
 def calibrate(model: nn.Module, data: Tensor) -> nn.Module:
-    r"""Set the scale of every :class:`SoftmaxThreshold`, first to last, so that logits have a spread of :math:`\sqrt{2 \ln n}` over n units.
+    r"""Set scale and gain of every :class:`SoftmaxThreshold`, first to last.
+
+    The scale gives logits a spread of :math:`\sqrt{2 \ln n}` over n units; the gain makes the mean norm of what comes out that of a ReLU's output.
 
     Args:
         model: Changed in place.
@@ -89,6 +91,8 @@ def calibrate(model: nn.Module, data: Tensor) -> nn.Module:
         if not spread > 0:
             raise InputError(f"layer before '{gates[gate]}'", "units that answer differently", f"a spread of {spread:.3g}", "Initialise its weights anew.")
         gate.scale.fill_(spread_of(inputs[0].shape[axis]) / spread)
+        gate.gain.fill_(1.0)
+        gate.gain.fill_(float(inputs[0].relu().norm(dim=axis).mean() / gate(inputs[0]).norm(dim=axis).mean()))
 
     handles = [gate.register_forward_pre_hook(before) for gate in gates]
     try:

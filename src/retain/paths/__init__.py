@@ -1,7 +1,7 @@
 """Model to model: paths of distributions from what one network answers to what another does, and what each step loses."""
 
 from retain.paths.bridges import BRIDGES, Bridge, ExponentialBridge, GreatCircleBridge, MeanBridge, MixtureBridge
-from retain.paths.drift import Drift, spike
+from retain.paths.drift import Drift, shifts, spike
 from retain.paths.joined import Joined
 from retain.paths.result import Path
 from retain.paths.schedules import SCHEDULES, Course, FisherSpeed, Geometric, Linear, RetentionBudget, Schedule, SineSquared
@@ -51,6 +51,7 @@ __all__ = [
     "Sudden",
     "TaskLoss",
     "Walk",
+    "shifts",
     "spike",
     "traverse",
 ]

@@ -65,7 +65,7 @@ class Certifier:
         dead = [name for name, units in active.items() if units == 0]
         if dead:
             _complain(dead[0], self._layers[dead[0]], begin=begin)
-        points, sums, tallies = [], torch.zeros(6, dtype=torch.float64), [0.0, 0.0]
+        points, sums = [], torch.zeros(6, dtype=torch.float64)
         count, scores = 0, []
         for place, (batch, source, z) in enumerate(zip(self._batches, self._sources, outputs, strict=True)):
             now, answer = bridge.at(q, source, z), family.answer(z)
@@ -81,7 +81,6 @@ class Certifier:
                 sums[4] += family.kl(then, still).double().sum().cpu()
                 sums[5] += family.distance(then, now).double().square().sum().cpu()
             count += len(batch.targets)
-        del tallies
         self._before, self._last = points, outputs
         means = (sums / count).tolist()
         length = means[5] ** 0.5

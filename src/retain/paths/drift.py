@@ -1,12 +1,13 @@
-"""Data that change on the way."""
+"""Data that change on the way, and what a person adds: a bias, changed inputs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
 import torch
+from torch import Tensor
 
-from retain.errors import InputError
+from retain.errors import InputError, check_count
 from retain.seeds import generator
 from retain.tasks.batch import Batch
 from retain.tasks.data import TensorData
@@ -94,3 +95,30 @@ def spike(at: float, height: float, width: float = 0.05) -> Callable[[float], fl
     """
     return lambda q: height if abs(q - at) <= width else 0.0
 
+
+def shifts(pixels: int = 1) -> Callable[[Tensor, torch.Generator], Tensor]:
+    """Images moved by up to ``pixels`` either way, a batch at a time, zeros moving in; for ``traverse(augment=...)``.
+
+    Args:
+        pixels: At least 1.
+
+    Returns:
+        A function from images ``[B, C, H, W]`` and a generator to images.
+
+    Example:
+        >>> import torch
+        >>> from retain import paths
+        >>> moved = paths.shifts(1)(torch.ones(2, 1, 3, 3), torch.Generator().manual_seed(0))
+        >>> moved.shape
+        torch.Size([2, 1, 3, 3])
+    """
+    check_count("pixels", pixels)
+
+    def move(images: Tensor, draw: torch.Generator) -> Tensor:
+        if images.ndim != 4:
+            raise InputError("inputs", "images [B, C, H, W] to shift", list(images.shape))
+        down, right = torch.randint(2 * pixels + 1, (2,), generator=draw).tolist()
+        height, width = images.shape[2:]
+        return torch.nn.functional.pad(images, [pixels] * 4)[:, :, down : down + height, right : right + width]
+
+    return move

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -26,6 +27,9 @@ from retain.tasks.task import Task, as_task
 from retain.training.devices import choose_device
 
 
+Augment = Callable[[Tensor, torch.Generator], Tensor]
+
+
 class Road:
     """Everything a traversal needs, checked.
 
@@ -40,6 +44,7 @@ class Road:
         floor: Least probability of the source's answers.
         seed: Of everything random.
         device: Where it happens.
+        augment: Changes inputs.
 
     Raises:
         InputError: If something does not fit.
@@ -58,6 +63,7 @@ class Road:
         floor: float,
         seed: int,
         device: str | torch.device,
+        augment: Augment | None = None,
     ) -> None:
         for name, model in (("source", source), ("target", target)):
             if not isinstance(model, nn.Module):
@@ -88,6 +94,8 @@ class Road:
             raise InputError("start", "above 0 with strategy='optimal'", start, hint)
         self.walk = Walk(self.source, self.target, self.task, self.bridge, parameters, seed, floor)
         self._answers: Tensor | None = None
+        self.progress = 0.0
+        self._augment = augment
         self._check_outputs()
 
     def _check_outputs(self) -> None:
@@ -153,12 +161,31 @@ class Road:
         """The source frozen, both models in their modes, the strategy begun; all undone afterwards."""
         return Ready(self)
 
+    def settle_batchnorm(self) -> None:
+        """Give batch-norm layers that never saw data their statistics; second-order steps keep them as they are."""
+        layers = [module for module in self.target.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+        if not any(layer.num_batches_tracked is not None and int(layer.num_batches_tracked) == 0 for layer in layers):
+            return
+        self.target.train()
+        with torch.no_grad():
+            for batch in islice(self.task.batches(self.strategy.batch_size, generator(self.seed, "batchnorm")), 20):
+                apply(self.target, batch)
+
     def batches(self) -> Iterator[tuple[Batch, Tensor]]:
         """Batches without end, and the source's answers to them."""
+        if self._augment is None:
+            yield from self._plain()
+            return
+        draw = generator(self.seed, "augment")
+        for batch, _ in self._plain(ask=False):
+            batch.inputs = self._augment(batch.inputs, draw)
+            yield batch, self._ask(batch)
+
+    def _plain(self, *, ask: bool = True) -> Iterator[tuple[Batch, Tensor]]:
         size, epoch = self.strategy.batch_size, 0
         if self.drift is not None:
             for batch in self.drift.batches(size, self.seed, lambda: self.progress, self.task):
-                yield batch, self._ask(batch)
+                yield batch, self._ask(batch) if ask else batch.targets
         data = self.task.data
         if isinstance(data, TensorData):
             order = torch.empty(0, dtype=torch.long)
@@ -169,13 +196,11 @@ class Road:
                     epoch += 1
                 rows, order = order[:size].to(data.inputs.device), order[size:]
                 batch = Batch(data.inputs[rows], data.targets[rows], self.task)
-                yield batch, self._recall(rows, batch)
+                yield batch, self._recall(rows, batch) if ask else batch.targets
         while True:
             for batch in self.task.batches(size, generator(self.seed, "order", epoch)):
-                yield batch, self._ask(batch)
+                yield batch, self._ask(batch) if ask else batch.targets
             epoch += 1
-
-    progress = 0.0
 
     def _recall(self, rows: Tensor, batch: Batch) -> Tensor:
         """Each sample is asked about once."""
@@ -215,6 +240,8 @@ class Ready:
             p.requires_grad_(False)
         self._modes = {module: module.training for model in (road.source, road.target) for module in model.modules()}
         road.source.eval()
+        if road.strategy.evaluation:
+            road.settle_batchnorm()
         road.target.train(not road.strategy.evaluation)
         road.strategy.begin(road.walk)
 

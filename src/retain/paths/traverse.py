@@ -12,7 +12,7 @@ from retain.errors import check_count
 from retain.paths.bridges import Bridge
 from retain.paths.clock import Steps
 from retain.paths.result import Path
-from retain.paths.road import Road
+from retain.paths.road import Augment, Road
 from retain.paths.schedules import Schedule
 from retain.paths.strategies import Move, Strategy
 from retain.seeds import seeded
@@ -37,6 +37,7 @@ def traverse(
     watch: Any = None,
     certify: int | None = 1000,
     floor: float = 1e-5,
+    augment: Augment | None = None,
     seed: int = 0,
     device: str | torch.device = "auto",
     recorder: Recorder | None = None,
@@ -67,6 +68,8 @@ def traverse(
         watch: What steps are certified on; by default the task's test, else its validation, else its training data.
         certify: Samples of it, drawn once; ``None`` is all.
         floor: Least probability of the source's answers, in [0, 0.01]; keeps 1 / p finite.
+        augment: From inputs and a generator to changed inputs, such as :func:`retain.paths.shifts`; the source is asked about those. Function can be
+            carried on inputs that nobody labelled.
         seed: Of the data order, drawn samples and noise.
         device: ``auto``, or any torch device.
         recorder: Where certified steps are reported.
@@ -90,7 +93,7 @@ def traverse(
         >>> retain.evaluate(sparse, task).score > before + 0.05
         True
     """
-    road = Road(source, target, data, strategy, schedule, bridge, start, floor, seed, device)
+    road = Road(source, target, data, strategy, schedule, bridge, start, floor, seed, device, augment)
     clock = road.clock(steps, iterations, first, samples, seconds)
     certifier = road.certifier(watch, certify)
     recorder = recorder or Silent()

@@ -58,7 +58,7 @@ class Display:
         """Show an event."""
         if seed != self.seed:
             self.seed, self.rows, self.finished = seed, {}, set()
-        if kind == "epoch":
+        if kind in ("epoch", "step"):
             self.rows[arm] = fields
         elif kind == "done" and arm not in self.finished:
             self.finished.add(arm)

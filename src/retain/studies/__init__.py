@@ -13,8 +13,11 @@ from retain.errors import InputError, nearest
 if TYPE_CHECKING:
     from retain.studies.base import Study
 
-_STUDIES = {"forgetting": "retain.studies.forgetting:Forgetting"}
-SUMMARIES = {"forgetting": "MNIST, then Fashion-MNIST: how much of the first survives, with and without elastic weight consolidation"}
+_STUDIES = {"forgetting": "retain.studies.forgetting:Forgetting", "path": "retain.studies.path:PathStudy"}
+SUMMARIES = {
+    "forgetting": "MNIST, then Fashion-MNIST: how much of the first survives, with and without elastic weight consolidation",
+    "path": "a dense network becomes a sparse one, step by step: which way loses the least information",
+}
 
 
 def names() -> list[str]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from retain.curvature.matrixfree.linear import Linearised
 from retain.curvature.matrixfree.solve import conjugate_gradient
 from retain.curvature.running import RunningKronecker
-from retain.errors import InputError, check_count, check_positive, nearest
+from retain.errors import InputError, RetainError, check_count, check_positive, nearest
 from retain.paths.bridges import Tangent
 from retain.paths.strategies.base import Move, Strategy, Walk
 from retain.seeds import generator
@@ -46,6 +46,7 @@ class Optimal(Strategy):
         iterations: Most products of conjugate gradients a step.
         tolerance: Relative residual at which they stop, above 0.
         damping: :math:`\lambda` at the start, of F / q², above 0.
+        trust: Largest Fisher length of a step, root mean square over the batch: longer ones are shortened to it. ``None`` is the law.
         momentum: With ``kfac``: combine with the step before.
         decay: With ``kfac``: weight of the past in the factors, in [0, 1).
         refresh: With ``kfac``: take inverses anew once in so many steps.
@@ -71,6 +72,7 @@ class Optimal(Strategy):
         tolerance: float = 1e-4,
         damping: float = 1e-3,
         momentum: bool = True,
+        trust: float | None = None,
         decay: float = 0.95,
         refresh: int = 10,
         adapt: int = 0,
@@ -84,6 +86,7 @@ class Optimal(Strategy):
         self.rate = check_positive("rate", rate, zero=True)
         self.iterations, self.tolerance = check_count("iterations", iterations), check_positive("tolerance", tolerance)
         self.damping = check_positive("damping", damping)
+        self.trust = None if trust is None else check_positive("trust", trust)
         self.decay, self.refresh, self.adapt = decay, check_count("refresh", refresh), check_count("adapt", adapt, least=0)
         self.batch_size = check_count("batch_size", batch_size)
 
@@ -117,6 +120,8 @@ class Optimal(Strategy):
             self._observe(tangent, outputs, scale)
         solve = self._by_factors if self.solver == "kfac" else self._by_products
         step, bend = solve(model, tangent, gradient, scale / n)
+        if self.trust is not None and eta * (bend / scale) ** 0.5 > self.trust:
+            eta = self.trust / (bend / scale) ** 0.5
         predicted = float(eta * (gradient @ step) + 0.5 * eta**2 * bend) / scale
         facts: dict[str, Any] = {"rate": eta, "damping": self._damping, "predicted": predicted}
         if move.to > move.start:
@@ -160,7 +165,7 @@ class Optimal(Strategy):
         bent = torch.stack([torch.stack([(a * tangent.metric(b)).sum() * weight for b in pushed]) for a in pushed]).double()
         inner = torch.stack([torch.stack([a @ b for b in directions]) for a in directions]).double()
         slope = torch.stack([gradient @ direction for direction in directions]).double()
-        share = -torch.linalg.lstsq(bent + self._damping * inner, slope[:, None], driver="gelsd").solution[:, 0]
+        share = -torch.linalg.pinv(_finite(bent + self._damping * inner), rtol=1e-10, hermitian=True) @ slope
         step = sum(float(alpha) * direction for alpha, direction in zip(share, directions, strict=True))
         assert isinstance(step, Tensor)
         return step, float(share @ bent @ share)
@@ -197,6 +202,12 @@ def _kept(tangent: Tangent, change: Tensor, dq: float) -> float:
     """The share of the loss of moving q alone that the step saves, to first order and on its own batch."""
     alone = tangent.velocity * dq
     return 1 - float((alone + tangent.push(change)).square().sum() / alone.square().sum().clamp_min(1e-30))
+
+
+def _finite(values: Tensor) -> Tensor:
+    if not bool(torch.isfinite(values).all()):
+        raise RetainError("The target's answers are no longer finite. Lower the rate, raise the damping, or bound steps with Optimal(trust=0.3).")
+    return values
 
 
 def _add(parameters: list[Any], flat: Tensor, factor: float) -> None:

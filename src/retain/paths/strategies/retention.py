@@ -31,9 +31,10 @@ class Retention(FirstOrder):
 
     .. math:: \mathcal{L}(\theta) = \pi\,\overline{-\log p_q(y)} + (1 - \pi)\,\tfrac12 (\theta - \theta_{n})^\top \hat F\,(\theta - \theta_{n}),
 
-    with :math:`\hat F` the mixture's Fisher at the point before, low rank plus diagonal (:class:`~retain.methods.SSR`), and the retained share
-    :math:`1 - \pi` from the retention law (W. E. Durno 2024): :math:`\pi = n_B / (s\,n_A + n_B)` with s of :class:`~retain.beliefs.RetentionLaw`, :math:`n_A` the samples
-    seen so far and :math:`n_B` those of a step. As its author does, the drift is that of the last step, whose fit was held, so that no second fit is needed.
+    with :math:`\hat F` what is known about the path so far: the mixture's Fisher, low rank plus diagonal (:class:`~retain.methods.SSR`), measured after each step
+    and taken into the belief with the weight that was retained. The retained share :math:`1 - \pi` comes from the retention law (W. E. Durno 2024):
+    :math:`\pi = n_B / (s\,n_A + n_B)` with s of :class:`~retain.beliefs.RetentionLaw`, :math:`n_A` the belief's samples and :math:`n_B` those of a step. As its author
+    does, the drift is that of the last step, whose fit was held, so that no second fit is needed.
 
     Labels are followed, not the source, so this strategy also serves data that change on the way (:class:`retain.paths.Drift`). There the law looks one
     step ahead only: information that matters late is given up early, unless a person's ``bias`` asks for it to be kept.
@@ -128,26 +129,26 @@ class Retention(FirstOrder):
             self._pull.after_step(self._joined, self._steps)
 
     def _renew(self, move: Move) -> None:
-        """Measure what is known at the point that was reached, and how much of it to keep."""
-        walk, joined = move.walk, self._joined
+        """Take what the last step taught into the belief, and say how much of it to keep in the next."""
+        walk, joined, n = move.walk, self._joined, float(self._step_samples)
         theta = {name: p.detach().clone() for name, p in joined.named_parameters() if p.requires_grad}
-        if self.retained == "optimal":
-            share = self.least
-            if self._belief is not None:
-                strength = self.law(self._belief, theta, self._step_samples)["model"].strength
-                kept = strength * self._belief.n
-                share = max(self.least, kept / (kept + self._step_samples))
-        else:
-            share = float(self.retained)
+        share = self.least if self.retained == "optimal" else float(self.retained)
+        if self.retained == "optimal" and self._belief is not None:
+            kept = self._belief.n * self.law(self._belief, theta, n)["model"].strength
+            share = max(self.least, kept / (kept + n))
         if self.bias is not None:
             share = min(1.0, max(0.0, share + self.bias(move.to)))
         self._share, self._pull = share, None
         if 0 < share < 1:
             known = self._known(walk)
             precision = fisher(joined, known, structure="low-rank", rank=self.rank, samples=min(self.samples, known.n), seed=walk.seed)
-            self._belief = Belief(theta, precision, float(self._seen))
+            if self._belief is None:
+                self._belief = Belief(theta, precision, n)
+            else:  # the share that is kept is kept for good
+                before = Belief(self._belief.centre, self._belief.precision, n * share / (1 - share))
+                self._belief = before.update(theta, precision, n)
             self._pull = SSR(share / (1 - share), pull="proximal", rank=self.rank)
-            self._pull.belief = Belief(theta, precision, 1.0)
+            self._pull.belief = Belief(theta, self._belief.precision, 1.0)
             self._pull.begin(joined, replace(walk.task, n=1))
         self._since = self._step_samples = 0
 

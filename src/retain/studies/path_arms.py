@@ -1,0 +1,119 @@
+"""What the path study compares: strategies with their settings by arm, and pairs of networks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from retain.models import MLP, Conv, Ensemble, ResNet
+from retain.paths import Distillation, Frozen, Optimal, PruningRamp, Retention, Strategy, Sudden, TaskLoss
+from retain.studies.path_spec import Arm, Pair
+
+
+class Way(NamedTuple):
+    """A strategy with what goes with it.
+
+    Args:
+        title: For tables.
+        make: From a factor on its learning rate or damping, and settings, to the strategy.
+        schedule: Of q.
+        bridge: Between the models.
+        note: Of its settings.
+    """
+
+    title: str
+    make: Callable[..., Strategy]
+    schedule: str = "linear"
+    bridge: str = "mixture"
+    note: str = ""
+
+
+def _law(**settings: Any) -> Callable[..., Strategy]:
+    return lambda factor=1.0, **more: Optimal(**{"iterations": 15, "damping": 1e-3 * factor, **settings, **more})
+
+
+def _kd(lr: float, **settings: Any) -> Callable[..., Strategy]:
+    return lambda factor=1.0, **more: Distillation(**{"lr": lr * factor, **settings, **more})
+
+
+def _retention(share: Any, **settings: Any) -> Callable[..., Strategy]:
+    return lambda factor=1.0, **more: Retention(share, **{"lr": 0.1 * factor, **settings, **more})
+
+
+def _still(kind: type[Strategy]) -> Callable[..., Strategy]:
+    return lambda factor=1.0, **more: kind()
+
+
+def _ramp(factor: float = 1.0, **more: Any) -> Strategy:
+    return PruningRamp(Distillation(**{"lr": 0.1 * factor, "batch_size": 64, **more}))
+
+
+WAYS: dict[Arm, Way] = {
+    "sudden": Way("sudden switch", _still(Sudden)),
+    "frozen": Way("frozen", _still(Frozen)),
+    "task": Way("labels, on the mixture", lambda factor=1.0, **more: TaskLoss(**{"lr": 0.1 * factor, **more})),
+    "task-target": Way("labels, on the sparse net", lambda factor=1.0, **more: TaskLoss("target", **{"lr": 0.1 * factor, "batch_size": 64, **more})),
+    "kd": Way("distillation, SGD", _kd(0.2, batch_size=64)),
+    "kd-adam": Way("distillation, Adam", _kd(2e-3, optimizer="adam", batch_size=64)),
+    "kd-reverse": Way("reverse distillation, SGD", _kd(0.1, divergence="reverse", batch_size=64)),
+    "kd-skew": Way("skew distillation, SGD", _kd(0.4, divergence="skew", batch_size=64)),
+    "ramp": Way("distillation, gates close slowly", _ramp),
+    "optimal": Way("optimal law", _law(), "geometric"),
+    "optimal-linear": Way("optimal law, q linear", _law()),
+    "optimal-sin2": Way("optimal law, q = sin²", _law(), "sin2"),
+    "optimal-fisher": Way("optimal law, constant Fisher speed", _law(), "fisher-speed"),
+    "optimal-budget": Way("optimal law, retention budget", _law(), "retention-budget"),
+    "optimal-exponential": Way("optimal law, exponential bridge", _law(), "geometric", "exponential"),
+    "optimal-circle": Way("optimal law, great circle", _law(), "geometric", "great-circle"),
+    "optimal-kfac": Way("optimal law, KFAC", _law(solver="kfac"), "geometric"),
+    "optimal-floor": Way("optimal, rate floor", _law(solver="kfac", rate=0.7, trust=0.5, momentum=False)),
+    "natural": Way("natural-gradient distillation", _law(solver="kfac", rate=1.0, trust=0.5, metric="target", momentum=False)),
+    "retention-optimal": Way("retention, the law's share", _retention("optimal")),
+    "retention-none": Way("retention, nothing kept", _retention("none")),
+    "retention-0.5": Way("retention, share 0.5", _retention(0.5)),
+    "retention-0.9": Way("retention, share 0.9", _retention(0.9)),
+    "retention-0.99": Way("retention, share 0.99", _retention(0.99)),
+    "retention-all": Way("retention, everything kept", _retention("all")),
+    "retention-replay": Way("retention, the law's share, replay of 10,000", _retention("optimal", replay=10000)),
+}
+FIRST_ORDER: tuple[Arm, ...] = ("task", "task-target", "kd", "kd-adam", "kd-reverse", "kd-skew", "ramp")
+SMOOTH = ("kd",)
+"""Arms that have a temperature, raised in the long runs."""
+
+
+def pair(name: Pair, seed: int) -> tuple[list[nn.Module], Callable[[list[nn.Module]], nn.Module], nn.Module]:
+    """Two kinds of networks.
+
+    Args:
+        name: Of the pair.
+        seed: Of their initialisation.
+
+    Returns:
+        Networks to train as the source, a function that joins them, and the fresh target.
+    """
+
+    def one(models: list[nn.Module]) -> nn.Module:
+        return models[0]
+
+    wide = [MLP(784, 512, 256, 128, 10, seed=seed)]
+    if name == "wide-narrow":
+        return list(wide), one, MLP(784, 48, 24, 10, seed=seed + 1)
+    if name == "mlp-cnn":
+        return list(wide), one, Conv(28, 10, seed=seed + 1)
+    if name == "cnn-mlp":
+        return [Conv(28, 10, seed=seed)], one, MLP(784, 128, 10, seed=seed + 1)
+    if name == "resnet-resnet":
+        return [ResNet(8, 16, seed=seed)], one, ResNet(8, 6, seed=seed + 1)
+    members: list[nn.Module] = [MLP(784, 128, 64, 10, seed=seed + i) for i in range(5)]
+    return members, Ensemble, MLP(784, 128, 64, 10, seed=seed + 9)
+
+
+PAIRS: dict[Pair, str] = {
+    "wide-narrow": "MLP 784-512-256-128-10 to MLP 784-48-24-10",
+    "mlp-cnn": "the same MLP to a small CNN",
+    "cnn-mlp": "a small CNN to MLP 784-128-10",
+    "resnet-resnet": "ResNet-8 of width 16 to one of width 6",
+    "ensemble-one": "five MLPs 784-128-64-10 to one",
+}
