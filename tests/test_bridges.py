@@ -1,5 +1,6 @@
 """Bridges between answers: derivatives against autograd, and the closed forms of the theory, in float64."""
 
+import itertools
 import math
 
 import pytest
@@ -33,7 +34,10 @@ def test_tangents_are_derivatives(name, q):
     bridge = BRIDGES[name]()
     source, z = answers()
     t = bridge.tangent(q, source, z)
-    root = lambda at, outputs: 2 * (bridge.at(at, source, outputs) / 2).exp()
+
+    def root(at, outputs):
+        return 2 * (bridge.at(at, source, outputs) / 2).exp()
+
     u, w = torch.randn_like(z), torch.randn_like(z)
     _, pushed = torch.autograd.functional.jvp(lambda outputs: root(q, outputs), z, u)
     assert torch.allclose(t.push(u), pushed, atol=1e-12)
@@ -95,7 +99,7 @@ def test_lengths_are_at_least_the_distance():  # T8
 
     def length(bridge, steps=400):
         points = [bridge.at(i / steps, source, z) for i in range(steps + 1)]
-        return sum(family.distance(a, b) for a, b in zip(points, points[1:], strict=False))
+        return sum(family.distance(a, b) for a, b in itertools.pairwise(points))
 
     distance = family.distance(source, end)
     assert torch.allclose(distance, 2 * (source / 2 + end / 2).exp().sum(1).arccos())

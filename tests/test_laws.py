@@ -1,6 +1,7 @@
 """The optimal law against closed forms, in float64: small problems whose answers are known."""
 
 import copy
+import itertools
 import math
 
 import pytest
@@ -90,7 +91,7 @@ def test_traversing_finely_approaches_the_exact_law():
         path = retain.traverse(source, moved, task, Optimal(**EXACT), "geometric", start=0.1, steps=steps, floor=0.0, certify=None)
         errors.append(float((moved.logits.detach().softmax(1) - wanted).abs().max()))
     assert errors[0] / errors[2] == pytest.approx(4, rel=0.3)  # first order in the step
-    assert path.length < 0.1 * float(Softmax().distance(d.log(), p0.log()).square().mean().sqrt())  # the point hardly moves
+    assert path.length - path.steps[0]["length"] < 0.1 * float(Softmax().distance(d.log(), p0.log()).square().mean().sqrt())  # the point hardly moves
     assert min(path.column("kept")[1:]) > 0.99 and min(value for value in path.column("retained")[1:] if value is not None) > 0.9
 
 
@@ -112,7 +113,7 @@ def test_one_step_in_logits_is_second_order():  # T6
         moved, to = copy.deepcopy(target), 0.5
         one_step(source.logits.detach(), moved, task, to * (1 - eta), to)
         errors.append(float((moved.logits.detach().softmax(1) - (d + (1 - eta) * (p - d))).norm()))
-    orders = [math.log2(a / b) for a, b in zip(errors, errors[1:], strict=False)]
+    orders = [math.log2(a / b) for a, b in itertools.pairwise(errors)]
     assert orders[-1] == pytest.approx(2, abs=0.1)
 
 
@@ -160,7 +161,7 @@ def test_a_target_that_cannot_represent_the_source():  # T9
     table, target, x = linear()
     source = Given(x, table.logits.detach())
     task = Task((x, table.logits.detach().argmax(1)))
-    best, least = optimum(table.logits.detach().log_softmax(1), target, x)
+    _best, least = optimum(table.logits.detach().log_softmax(1), target, x)
     ends = {}
     for start in (0.3, 0.01):
         moved = copy.deepcopy(target)
@@ -173,7 +174,7 @@ def test_a_target_that_cannot_represent_the_source():  # T9
     assert greedy.length < 0.5 * frozen.length  # what the law promises
     assert frozen.kl == pytest.approx(frozen.steps[0]["kl_target"]) and frozen.column("retained")[-1] == pytest.approx(0)
     for path in (greedy, frozen):
-        assert path.length >= path.distance - 0.05  # counted from q = 0.01 on; no path is shorter than the distance
+        assert path.length >= path.distance  # no path is shorter
 
 
 def test_steps_solve_their_normal_equations_in_both_forms():  # T10 and T11
@@ -184,7 +185,9 @@ def test_steps_solve_their_normal_equations_in_both_forms():  # T10 and T11
     model = copy.deepcopy(target)
     z = model(x)
     t = MixtureBridge().tangent(0.5, source, z.detach())
-    J = torch.stack([torch.cat([g.flatten() for g in torch.autograd.grad(z[i, c], list(model.parameters()), retain_graph=True)]) for i in range(40) for c in range(4)])
+    J = torch.stack(
+        [torch.cat([g.flatten() for g in torch.autograd.grad(z[i, c], list(model.parameters()), retain_graph=True)]) for i in range(40) for c in range(4)]
+    )
     TJ = torch.stack([t.push(column.view(40, 4)).flatten() for column in J.T], 1) / math.sqrt(40)
     r = t.velocity.flatten() / math.sqrt(40)
     dq = 0.1

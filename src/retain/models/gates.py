@@ -42,7 +42,7 @@ class Gate(nn.Module, ABC):
 
     def check_width(self, width: int, where: str = "the gate's inputs") -> None:
         """Raise if K cannot be had of a layer of this width."""
-        if self.K > width:
+        if width < self.K:
             raise InputError("K", f"at most the {width} units of {where}", self.K, "Lower K, or leave that layer as it is.")
 
     def extra_repr(self) -> str:
@@ -163,7 +163,8 @@ class SoftmaxThreshold(Gate):
 
     def extra_repr(self) -> str:
         """What stands in the module's repr."""
-        return f"{super().extra_repr()}, scale={float(self.scale):.3g}, gain={float(self.gain):.3g}, fallback={self.fallback}, straight_through={self.straight_through}"
+        numbers = f"scale={float(self.scale):.3g}, gain={float(self.gain):.3g}"
+        return f"{super().extra_repr()}, {numbers}, fallback={self.fallback}, straight_through={self.straight_through}"
 
 
 def spread_of(width: int) -> float:

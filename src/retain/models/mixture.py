@@ -112,5 +112,5 @@ def _log_probabilities(model: nn.Module, inputs: Tensor) -> Tensor:
 
 
 def _check_alike(first: Tensor, second: Tensor) -> None:
-    if first.shape != second.shape:
+    if first.shape[1] != second.shape[1]:
         raise InputError("model2", f"{first.shape[1]} outputs, as model1 has", second.shape[1], "Only models that answer in the same classes can be mixed.")

@@ -92,7 +92,7 @@ def calibrate(model: nn.Module, data: Tensor) -> nn.Module:
             raise InputError(f"layer before '{gates[gate]}'", "units that answer differently", f"a spread of {spread:.3g}", "Initialise its weights anew.")
         gate.scale.fill_(spread_of(inputs[0].shape[axis]) / spread)
         gate.gain.fill_(1.0)
-        gate.gain.fill_(float(inputs[0].relu().norm(dim=axis).mean() / gate(inputs[0]).norm(dim=axis).mean()))
+        gate.gain.fill_(float(inputs[0].relu().norm(dim=axis).mean() / gate.forward(inputs[0]).norm(dim=axis).mean()))
 
     handles = [gate.register_forward_pre_hook(before) for gate in gates]
     try:

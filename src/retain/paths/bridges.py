@@ -163,7 +163,8 @@ class ExponentialBridge(Bridge):
 
 
 class GreatCircleBridge(Bridge):
-    r"""The shortest curve: :math:`\sqrt{p_q} = \frac{\sin((1-q)\Omega) \sqrt{p_d} + \sin(q\Omega) \sqrt{p_s}}{\sin \Omega}`, :math:`\cos\Omega = \sum \sqrt{p_d p_s}`.
+    r"""The shortest curve: :math:`\sqrt{p_q} = \frac{\sin((1-q)\Omega) \sqrt{p_d} + \sin(q\Omega) \sqrt{p_s}}{\sin \Omega}`,
+    :math:`\cos\Omega = \sum \sqrt{p_d p_s}`.
 
     :math:`D_q = \tfrac12 (2 q \Omega)^2`, half the squared Fisher-Rao distance from the source.
 

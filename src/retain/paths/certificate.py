@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from retain.errors import InputError, RetainWarning
+from retain.errors import InputError, RetainError, RetainWarning
 from retain.models.gates import Gate
 from retain.models.parameters import evaluating
 from retain.paths.strategies.base import Walk
@@ -20,10 +22,11 @@ _WATCHED = (Gate, nn.ReLU)
 class Certifier:
     r"""Measures every step of a path on the same samples, whatever the strategy says of itself.
 
-    Of a step from :math:`p_n` (q and weights before) to :math:`p_{n+1}` it measures the loss :math:`\mathrm{KL}(p_n \| p_{n+1})` in nats and the Fisher-Rao length
+    Of a step from :math:`p_n` (q and weights before) to :math:`p_{n+1}` it measures the loss :math:`\mathrm{KL}(p_n \| p_{n+1})` in nats and the
+    Fisher-Rao length
     (root mean square over samples), and what moving q alone would have lost, so that ``retained`` is the share of that loss which the change of weights
-    saved: 1 - KL(step) / KL(q alone). The lengths bound from above how far the end can be from the start, and the distance from the source to the
-    target bounds the length of every path between them from below.
+    saved: 1 - KL(step) / KL(q alone). Lengths add up from the source itself, the way to the first q included, so by the triangle inequality the sum is at
+    least the distance from the source to the target, whatever the path.
 
     Args:
         walk: The path.
@@ -36,7 +39,8 @@ class Certifier:
         self.walk, self.task = walk, task
         self._batches = samples
         self._sources = [self._source(batch) for batch in samples]
-        self._before: list[Tensor] | None = None
+        self._before: list[Tensor] = []
+        self._last: list[Tensor] = []
         self._layers = {name: module for name, module in walk.target.named_modules() if isinstance(module, _WATCHED)}
         self.length = 0.0
 
@@ -58,6 +62,7 @@ class Certifier:
 
         Raises:
             InputError: At the start, if no unit of some layer is on for any sample.
+            RetainError: If the target's answers are not finite.
         """
         walk, likelihood = self.walk, self.task.likelihood
         bridge, family = walk.bridge, walk.bridge.family
@@ -74,7 +79,9 @@ class Certifier:
             sums[0] += family.kl(source, answer).double().sum().cpu()
             sums[1] += family.kl(source, now).double().sum().cpu()
             sums[2] += likelihood.nll(z, batch.targets).double().sum().cpu()
-            if self._before is not None:
+            if begin:
+                sums[5] += family.distance(source, now).double().square().sum().cpu()
+            else:
                 then = self._before[place]
                 still = bridge.at(q, source, self._last[place])  # what moving q alone would have come to
                 sums[3] += family.kl(then, now).double().sum().cpu()
@@ -83,6 +90,8 @@ class Certifier:
             count += len(batch.targets)
         self._before, self._last = points, outputs
         means = (sums / count).tolist()
+        if not all(map(math.isfinite, means)):
+            raise RetainError("The target no longer answers with finite numbers. Lower the strategy's learning rate, or raise its damping.")
         length = means[5] ** 0.5
         self.length += length
         found = {
@@ -96,7 +105,7 @@ class Certifier:
             "active": active,
         }
         if begin:
-            return found
+            return {**found, "length": self.length}
         return {**found, "kl_step": means[3], "kl_frozen": means[4], "length_step": length, "length": self.length, "retained": _share(means[3], means[4])}
 
     def distance(self) -> float:
@@ -133,8 +142,6 @@ def _share(lost: float, frozen: float) -> float | None:
 
 
 def _complain(name: str, module: nn.Module, *, begin: bool) -> None:
-    import warnings
-
     repair = "Pass its inputs through retain.models.calibrate, or use fallback=True." if isinstance(module, Gate) else "Initialise the layer before it anew."
     if begin:
         raise InputError(f"target layer '{name}'", "a unit that is on for some sample", f"none: {module}", repair)

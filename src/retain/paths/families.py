@@ -74,7 +74,8 @@ class Normal(Family):
 
     def distance(self, a: Tensor, b: Tensor) -> Tensor:
         """Of every sample."""
-        return (a - b).flatten(1).norm(dim=1) / self.sigma
+        found: Tensor = (a - b).flatten(1).norm(dim=1) / self.sigma
+        return found
 
 
 def family_of(likelihood: Likelihood) -> Family:

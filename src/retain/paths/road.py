@@ -26,7 +26,6 @@ from retain.tasks.data import TensorData
 from retain.tasks.task import Task, as_task
 from retain.training.devices import choose_device
 
-
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from itertools import pairwise
 from typing import ClassVar
 
 import torch
@@ -103,7 +104,7 @@ class FisherSpeed(Schedule):
             return 1.0
         places, answers = ahead.points(q)
         distance = ahead.bridge.family.distance
-        lengths = torch.stack([distance(a, b).square().mean().sqrt() for a, b in zip(answers, answers[1:], strict=False)]).cumsum(0).tolist()
+        lengths = torch.stack([distance(a, b).square().mean().sqrt() for a, b in pairwise(answers)]).cumsum(0).tolist()
         wanted = lengths[-1] * (progress - done) / (1 - done)
         before = 0.0
         for i, length in enumerate(lengths):
@@ -167,7 +168,9 @@ class Course(Schedule):
         if not 0 <= found <= 1:
             raise InputError("schedule", "numbers between 0 and 1", f"q = {found:g} at progress {progress:.3g}")
         if found < q:
-            raise InputError("schedule", "a q that never falls", f"{found:g} after {q:g}, at progress {progress:.3g}", "A path goes from the source to the target.")
+            raise InputError(
+                "schedule", "a q that never falls", f"{found:g} after {q:g}, at progress {progress:.3g}", "A path goes from the source to the target."
+            )
         if progress >= 1 and found < 1:
             raise InputError("schedule", "q = 1 at the end", f"{found:g}", "Let the function reach 1 at progress 1.")
         return found

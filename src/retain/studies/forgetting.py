@@ -8,7 +8,6 @@ settings, defects included, as the preset ``paper``.
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from functools import lru_cache
 from pathlib import Path
@@ -29,8 +28,9 @@ from retain.studies import forgetting_figures as show
 from retain.studies.base import Keeper, Outcome, Plan, Study
 from retain.studies.forgetting_arms import LAWS, SCALED, WATCHING, ewc, make, strength_of
 from retain.studies.forgetting_spec import PRESETS, ForgettingSpec
+from retain.studies.start import load_start
 from retain.tasks import Stream, Task, fashion_mnist, mnist, sequence, union
-from retain.training import Result, learn, load, measure
+from retain.training import Result, learn, measure
 from retain.training.devices import choose_device
 from retain.training.optimizers import make_optimizer
 
@@ -92,7 +92,7 @@ class Forgetting(Study):
         for seed in range(spec.seeds):
             model = _build(spec, seed)
             if spec.start is not None:
-                _load_start(spec, seed, model)
+                load_start(spec, seed, model, "first")
 
     def plan(self, spec: ForgettingSpec) -> Plan:
         """Time a few steps and multiply."""
@@ -131,7 +131,7 @@ class Forgetting(Study):
         fresh = copy(model)
         options: dict[str, Any] = {key: getattr(spec, key) for key in ("epochs", "batch_size", "optimizer", "lr", "schedule", "device")}
         if spec.start is not None:
-            _load_start(spec, seed, model)
+            load_start(spec, seed, model, "first")
             first = measure(model, stream, learned=1)
         else:
             first = learn(model, stream[:1], watch=stream, seed=seed, recorder=keeper.recorder("first"), **options)
@@ -254,22 +254,6 @@ def _held_out(embedded: bool, data: str | None, validation: int, seed: int) -> S
 
 def _stream(spec: ForgettingSpec, seed: int) -> Stream:
     return _held_out(spec.embedded, spec.data, spec.validation, seed)
-
-
-def _load_start(spec: ForgettingSpec, seed: int, model: nn.Module) -> None:
-    """Fill the model with a run's first-task model of this seed, or with one that ``retain.save`` kept."""
-    folder = Path(spec.start or "")
-    if not (folder / "model.safetensors").exists():
-        stored = json.loads((folder / "spec.json").read_text())["settings"] if (folder / "spec.json").exists() else {}
-        for key in ("validation", "embedded"):
-            if stored.get(key) != getattr(spec, key):  # else images held out here may have been trained on there
-                raise InputError(
-                    "--from", f"a run with {key}={getattr(spec, key)}", f"{key}={stored.get(key)} in {folder}", f"Pass --set {key}={stored.get(key)}."
-                )
-        folder = folder / f"seed-{seed}" / "first"
-        if not (folder / "model.safetensors").exists():
-            raise InputError("--from", f"a run with a first-task model of seed {seed}", f"none in {folder}", "Pass fewer --seeds.")
-    load(folder, model)
 
 
 def _start_note(spec: ForgettingSpec) -> str:

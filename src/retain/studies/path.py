@@ -1,8 +1,8 @@
 """A dense network becomes a sparse one: which way loses the least?
 
-The published notebook (W. E. Durno 2024, Optimal transfer learning) joined a dense and a sparse network in a mixture and meant to move the mixture's probability
-slowly while retaining information optimally; it stopped before the first step. This study takes the path with its law, with its author's own plan, and
-with what anyone would try instead, under equal CPU time and equal samples.
+The published notebook (W. E. Durno 2024, Optimal transfer learning) joined a dense and a sparse network in a mixture and meant to move
+the mixture's probability slowly while retaining information optimally; it stopped before the first step. This study takes the path with
+its law, with its author's own plan, and with what anyone would try instead, under equal CPU time and equal samples.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from retain.studies.base import Keeper, Outcome, Plan, Study
 from retain.studies.path_arms import PAIRS, SMOOTH, WAYS, pair
 from retain.studies.path_spec import PRESETS, Arm, PathSpec
 from retain.studies.path_spikes import CASES, spikes
+from retain.studies.start import load_start
 from retain.tasks import Task, fashion_mnist, mnist
 from retain.training import evaluate, learn
 from retain.training.devices import choose_device
@@ -68,13 +69,14 @@ class PathStudy(Study):
             values = getattr(spec, name)
             if len(set(values)) < len(values):
                 raise InputError(name, "every entry once", list(values))
-        if spec.start == 0 and any(WAYS[arm].schedule == "geometric" or arm.startswith(("optimal", "natural")) for arm in (*spec.arms, *spec.long)):
-            raise InputError("start", "above 0 with optimal arms", 0, "Pass --set start=0.01.")
-        if spec.start is not None and spec.gate == "softmax" and min(spec.K) < 2:
-            raise InputError("K", "at least 2 with gate=softmax", min(spec.K))
-        task = _task(spec, 0)
+        if spec.q_start == 0 and any(arm.startswith(("optimal", "natural")) for arm in (*spec.arms, *spec.long)):
+            raise InputError("q_start", "above 0 with optimal arms", 0, "Pass --set q_start=0.01.")
+        task, dense = _task(spec, 0), _dense(spec, 0)
+        if spec.start is not None:
+            for seed in range(spec.seeds):
+                load_start(spec, seed, dense, "dense")
         for K in spec.K:
-            _sparse(spec, _dense(spec, 0), K, 0, task)
+            _sparse(spec, dense, K, 0, task)
         if spec.spikes:
             fashion_mnist(spec.data, embedded=spec.embedded)
 
@@ -108,11 +110,13 @@ class PathStudy(Study):
         seed += spec.offset
         task = _task(spec, seed).to(choose_device(spec.device))
         dense = _dense(spec, seed)
-        options: dict[str, Any] = {"batch_size": spec.dense_batch, "lr": spec.dense_lr, "schedule": spec.dense_schedule, "device": spec.device, "seed": seed}
-        learned = learn(dense, [task], epochs=spec.dense_epochs, consolidate_last=False, recorder=keeper.recorder("dense"), **options)
+        if spec.start is None:
+            options: dict[str, Any] = {"batch_size": spec.dense_batch, "lr": spec.dense_lr, "schedule": spec.dense_schedule, "device": spec.device}
+            learn(dense, [task], epochs=spec.dense_epochs, consolidate_last=False, seed=seed, recorder=keeper.recorder("dense"), **options)
+        else:
+            load_start(spec, seed - spec.offset, dense, "dense")
         keeper.keep("dense", dense)
-        found: dict[str, Any] = {"dense": {"accuracy": learned.rows[-1][0], "validation": learned.validation_rows[-1][0]}, "ways": [], "long": [], "pairs": []}
-        first: dict[str, float] = {}
+        found: dict[str, Any] = {"dense": {"accuracy": evaluate(dense, task).score}, "ways": [], "long": [], "pairs": []}
         for K in spec.K:
             for budget in spec.budgets:
                 for arm in spec.arms:
@@ -121,9 +125,7 @@ class PathStudy(Study):
                         sparse = _sparse(spec, dense, K, seed, task)
                         entry = _take(dense, sparse, task, arm, spec, seed, keeper.recorder(stage), _budget(spec, budget), factor)
                         found["ways"].append({"arm": arm, "K": K, "budget": budget, "factor": factor, **entry})
-                        if budget == spec.budgets[0] and K == spec.K[0]:
-                            first[arm] = entry["accuracy"]
-                if K == spec.K[0] and budget == spec.budgets[0]:
+                if spec.K[0] == K and budget == spec.budgets[0]:
                     keeper.notice("verdict", text=f"Seed {seed}: {show.sentence(spec, [found])}")
         for K in spec.K:
             for arm in spec.long:
@@ -138,8 +140,7 @@ class PathStudy(Study):
             source = join(members)
             for arm in show.PAIR_ARMS:
                 start = copy(target)
-                budget: dict[str, Any] = {"seconds": spec.pair_seconds}
-                entry = _take(source, start, task, arm, spec, seed, keeper.recorder(f"{arm}@{name}"), budget, 1.0)
+                entry = _take(source, start, task, arm, spec, seed, keeper.recorder(f"{arm}@{name}"), {"seconds": spec.pair_seconds}, 1.0)
                 found["pairs"].append({"pair": name, "arm": arm, "source": evaluate(source, task).score, **entry})
         if spec.spikes:
             found["spikes"] = spikes(dense, lambda: _sparse(spec, dense, max(spec.K), seed, task), task, _later(spec), seed, keeper)
@@ -213,7 +214,7 @@ def _take(
         strategy,
         way.schedule,
         way.bridge,
-        start=spec.start,
+        start=spec.q_start,
         points=spec.points,
         certify=spec.certify,
         augment=augment,

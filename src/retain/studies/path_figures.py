@@ -76,8 +76,8 @@ def _main(spec: PathSpec, results: Results, budget: str) -> Table:
         rows.append([WAYS[arm].title, *ends, f"{kl:.3f}", f"{length:.2f}", f"{apart:.2f}", f"{spent:,.0f}" if other[0] == "samples" else f"{spent:.1f}"])
     seeds = f"mean ± standard error over {len(results)} seeds" if len(results) > 1 else "one seed: no error can be given"
     note = (
-        f"Test accuracy of the sparse network alone, {seeds}. From KL on: of K = {K}. KL is from source to target at the end; length is the path's Fisher-Rao length, "
-        "apart the distance of its ends, below which no path can be."
+        f"Test accuracy of the sparse network alone, {seeds}. From KL on: of K = {K}. KL is from source to target at the end; "
+        "length is the path's Fisher-Rao length, apart the distance of its ends, below which no path can be."
     )
     return Table(f"After {_equal(spec, budget)}", columns, rows, note)
 
@@ -90,7 +90,12 @@ def _tuning(spec: PathSpec, results: Results, budget: str) -> Table:
             best = max(ends, key=lambda f: ends[f].mean)
             rows.append([f"{WAYS[arm].title}, K = {K}", *(end.percent() for end in ends.values()), f"x{best:g}"])
     heading = ["validation accuracy, %", *(f"x{f:g}" for f in spec.factors), "best"]
-    return Table(f"Learning rates (the optimal law: dampings) after {_equal(spec, budget)}", heading, rows, "Choices are made on these images, which nothing else is measured on.")
+    return Table(
+        f"Learning rates (the optimal law: dampings) after {_equal(spec, budget)}",
+        heading,
+        rows,
+        "Choices are made on these images, which nothing else is measured on.",
+    )
 
 
 def _long(spec: PathSpec, results: Results) -> Table:
@@ -136,7 +141,17 @@ def figures(spec: PathSpec, results: Results) -> list[Figure]:
     return found
 
 
-def _curve(results: Results, pickup: Callable[[dict[str, Any]], dict[str, Any]], x: str, y: str, name: str, color: int | None, scale: float = 100, *, dashed: bool = False) -> Series:
+def _curve(
+    results: Results,
+    pickup: Callable[[dict[str, Any]], dict[str, Any]],
+    x: str,
+    y: str,
+    name: str,
+    color: int | None,
+    scale: float = 100,
+    *,
+    dashed: bool = False,
+) -> Series:
     """A quantity over the certified steps: means over seeds at the same step."""
     ways = [pickup(r) for r in results]
     length = min(len(way["steps"]) for way in ways)
@@ -215,7 +230,9 @@ def _shares(results: Results) -> Lines:
         q = results[0]["spikes"][place]["q"]
         for panel, key, scale in (("retained share", "share", 1), ("MNIST, %", "course", 100)):
             columns = [estimate(values) for values in zip(*(r["spikes"][place][key] for r in results), strict=True)]
-            panels[panel].append(Series(title, q, [scale * c.mean for c in columns], [scale * c.error for c in columns] if len(results) > 1 else None, color=place))
+            panels[panel].append(
+                Series(title, q, [scale * c.mean for c in columns], [scale * c.error for c in columns] if len(results) > 1 else None, color=place)
+            )
     caption = "Left: what the law, or a person, keeps at each step. Right: accuracy of the sparse network on MNIST while the data become Fashion-MNIST."
     return Lines("A path on which the data change", "q", "", panels=panels, id="shares", caption=caption)
 

@@ -57,16 +57,14 @@ class PathSpec(Spec):
     K: tuple[PositiveInt, ...] = Field((5,), min_length=1, description="active units of the sparse networks' hidden layers; a softmax gate keeps K - 1")
     gate: Literal["top-k", "softmax"] = Field("top-k", description="what chooses the active units")
     init: Literal["warm", "cold"] = Field("warm", description="the sparse network starts with the dense one's weights, or with its own")
-    arms: tuple[Arm, ...] = Field(
-        ("sudden", "task", "kd", "optimal", "natural", "retention-optimal"), min_length=1, description="strategies that are compared"
-    )
+    arms: tuple[Arm, ...] = Field(("sudden", "task", "kd", "optimal", "natural", "retention-optimal"), min_length=1, description="strategies that are compared")
     budgets: tuple[Budget, ...] = Field(("seconds", "samples"), min_length=1, description="what is equal between strategies")
     seconds: PositiveFloat = Field(2.0, description="CPU seconds of each traversal, where those are equal")
     samples: PositiveInt = Field(7000, description="samples of each traversal, where those are equal")
     steps: PositiveInt = Field(100, description="steps of q, where those are equal")
     iterations: PositiveInt = Field(10, description="updates a step, where those are equal")
     first: int = Field(0, ge=0, description="updates before q moves, where steps are equal")
-    start: Share = Field(0.01, description="q at the start")
+    q_start: Share = Field(0.01, description="q at the start")
     batch_size: PositiveInt | None = Field(None, description="samples of an update; each strategy's own by default")
     factors: tuple[PositiveFloat, ...] = Field((1.0,), min_length=1, description="learning rates, or dampings, as multiples of each strategy's own")
     points: PositiveInt = Field(20, description="certified steps")
@@ -91,7 +89,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "init": "cold",
         "budgets": ("steps",),
         "first": 100,
-        "start": 0.0,
+        "q_start": 0.0,
         "batch_size": 256,
         "points": 100,
         "arms": ("sudden", "frozen", "task", "kd-adam", "retention-optimal", "retention-none", "retention-0.5", "retention-0.9", "retention-replay"),
@@ -116,7 +114,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "seconds": 12.0,
         "samples": 28000,
         "points": 4,
-        "arms": ("task", "task-target", "kd", "kd-adam", "kd-reverse", "kd-skew", "ramp", "optimal", "optimal-kfac", "optimal-floor", "natural", "retention-0.5"),
+        "arms": (*MAIN[1:], "optimal-kfac", "retention-0.5"),
         "factors": (0.25, 0.5, 1.0, 2.0, 4.0),
     },
 }

@@ -45,7 +45,9 @@ def spikes(dense: nn.Module, sparse: Callable[[], nn.Module], first: Task, secon
             continue
         target = sparse()
         data = Drift(first, second, lambda t: min(1.0, 1.5 * t))
-        path = traverse(dense, target, data, make(), steps=STEPS, iterations=ITERATIONS, watch=first, certify=500, seed=derive(seed, "drift") % 2**31, recorder=recorder)
+        path = traverse(
+            dense, target, data, make(), steps=STEPS, iterations=ITERATIONS, watch=first, certify=500, seed=derive(seed, "drift") % 2**31, recorder=recorder
+        )
         entry = {
             "case": case,
             "first": evaluate(target, first).score,

@@ -96,14 +96,14 @@ class Strategy(ABC):
     jumps: ClassVar[bool] = False
     """Whether q goes from 0 to 1 at once, without training."""
 
-    def begin(self, walk: Walk) -> None:
+    def begin(self, walk: Walk) -> None:  # noqa: B027 - most strategies have nothing to prepare
         """Before the first move."""
 
     @abstractmethod
     def update(self, move: Move) -> dict[str, Any]:
         """Change the target's weights; returns what is worth logging."""
 
-    def end(self, walk: Walk) -> None:
+    def end(self, walk: Walk) -> None:  # noqa: B027
         """After the last move, or when it was broken off."""
 
     def settings(self) -> dict[str, Any]:

@@ -58,7 +58,7 @@ class FirstOrder(Strategy):
             group["lr"] = rate * share
         self._steps.zero_grad()
         loss = self.loss(move)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         self.step(move)
         return {"loss": loss.detach(), "rate": share}
 

@@ -31,9 +31,11 @@ class Retention(FirstOrder):
 
     .. math:: \mathcal{L}(\theta) = \pi\,\overline{-\log p_q(y)} + (1 - \pi)\,\tfrac12 (\theta - \theta_{n})^\top \hat F\,(\theta - \theta_{n}),
 
-    with :math:`\hat F` what is known about the path so far: the mixture's Fisher, low rank plus diagonal (:class:`~retain.methods.SSR`), measured after each step
+    with :math:`\hat F` what is known about the path so far: the mixture's Fisher, low rank plus diagonal (:class:`~retain.methods.SSR`), measured
+    after each step
     and taken into the belief with the weight that was retained. The retained share :math:`1 - \pi` comes from the retention law (W. E. Durno 2024):
-    :math:`\pi = n_B / (s\,n_A + n_B)` with s of :class:`~retain.beliefs.RetentionLaw`, :math:`n_A` the belief's samples and :math:`n_B` those of a step. As its author
+    :math:`\pi = n_B / (s\,n_A + n_B)` with s of :class:`~retain.beliefs.RetentionLaw`, :math:`n_A` the belief's samples and :math:`n_B` those of a
+    step. As its author
     does, the drift is that of the last step, whose fit was held, so that no second fit is needed.
 
     Labels are followed, not the source, so this strategy also serves data that change on the way (:class:`retain.paths.Drift`). There the law looks one
@@ -93,7 +95,8 @@ class Retention(FirstOrder):
         self._joined = Joined(walk.source, walk.target, walk.bridge, floor=walk.floor)
         self._pull: SSR | None = None
         self._belief: Belief | None = None
-        self._share, self._seen, self._since, self._step_samples = 0.0, 0, 0, 0
+        self._share = 0.0 if self.retained == "optimal" else float(self.retained)
+        self._seen = self._since = self._step_samples = 0
         self._memory: tuple[Tensor, Tensor] | None = None
         self._places = generator(walk.seed, "replay")
         if self.replay and not isinstance(walk.task.data, TensorData):
