@@ -307,7 +307,7 @@ def test_a_source_that_fails_on_some_data_is_named(pair):
             out = source(x)
             return out.masked_fill((x[:, :1] > 3), float("nan")) if len(x) < 64 else out.clone().fill_(float("nan"))
 
-    with pytest.raises(InputError, match="the source cannot answer some|finite numbers"):
+    with pytest.raises(InputError, match=r"the source cannot answer some|finite numbers"):
         retain.traverse(Moody(), target, task, "distillation", steps=5)
 
 

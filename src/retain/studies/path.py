@@ -15,14 +15,13 @@ import torch
 from torch import nn
 
 from retain import metrics, paths
-from retain.errors import InputError
+from retain.errors import InputError, RetainError
 from retain.models import MLP, calibrate, copy, sparsify
-from retain.paths.strategies.firstorder import FirstOrder
 from retain.seeds import derive, generator
 from retain.studies import path_figures as show
 from retain.studies.base import Keeper, Outcome, Plan, Study
 from retain.studies.path_arms import PAIRS, SMOOTH, WAYS, pair
-from retain.studies.path_spec import PRESETS, Arm, PathSpec
+from retain.studies.path_spec import PRESETS, VARIANTS, Arm, PathSpec
 from retain.studies.path_spikes import CASES, spikes
 from retain.studies.start import load_start
 from retain.tasks import Task, fashion_mnist, mnist
@@ -57,7 +56,7 @@ class PathStudy(Study):
 
     def stages(self, spec: PathSpec) -> list[str]:
         """The dense network, then every traversal."""
-        main = [_stage(arm, K, budget, factor) for K in spec.K for budget in spec.budgets for arm in spec.arms for factor in _factors(spec, arm)]
+        main = [_stage(*way) for way in _ways(spec)]
         long = [f"{arm}@{K},{spec.epochs} epochs" for K in spec.K for arm in spec.long]
         others = [f"{arm}@{name}" for name in spec.pairs for arm in show.PAIR_ARMS]
         return ["dense", *main, *long, *others, *(f"{case}@drift" for case in CASES if spec.spikes)]
@@ -96,10 +95,8 @@ class PathStudy(Study):
         second = (time.perf_counter() - begun) / 20
         stages = self.stages(spec)
         dense = spec.dense_epochs * -(-task.n // spec.dense_batch)
-        timed = sum(len(spec.K) * len(_factors(spec, arm)) for arm in spec.arms)
-        seconds = dense * second + len(stages) * 1.0
-        seconds += timed * spec.seconds * ("seconds" in spec.budgets) + timed * ("samples" in spec.budgets) * spec.samples / 2500
-        seconds += timed * ("steps" in spec.budgets) * spec.steps * spec.iterations * (spec.batch_size or 128) / 12000
+        each = {"seconds": spec.seconds, "samples": spec.samples / 2500, "steps": spec.steps * spec.iterations * (spec.batch_size or 128) / 12000}
+        seconds = dense * second + len(stages) * 1.0 + sum(each[budget] for _, _, budget, _ in _ways(spec))
         seconds += len(spec.long) * len(spec.K) * spec.epochs * task.n / 7000 + len(spec.pairs) * len(show.PAIR_ARMS) * (spec.pair_seconds + 20)
         seconds += 30 * len(CASES) * spec.spikes
         shape = f"inputs {list(batch.inputs.shape)}, outputs {list(model(batch.inputs).shape)}, {1000 * second:.1f} ms a step of the dense network"
@@ -117,20 +114,17 @@ class PathStudy(Study):
             load_start(spec, seed - spec.offset, dense, "dense")
         keeper.keep("dense", dense)
         found: dict[str, Any] = {"dense": {"accuracy": evaluate(dense, task).score}, "ways": [], "long": [], "pairs": []}
-        for K in spec.K:
-            for budget in spec.budgets:
-                for arm in spec.arms:
-                    for factor in _factors(spec, arm):
-                        stage = _stage(arm, K, budget, factor)
-                        sparse = _sparse(spec, dense, K, seed, task)
-                        entry = _take(dense, sparse, task, arm, spec, seed, keeper.recorder(stage), _budget(spec, budget), factor)
-                        found["ways"].append({"arm": arm, "K": K, "budget": budget, "factor": factor, **entry})
-                if spec.K[0] == K and budget == spec.budgets[0]:
-                    keeper.notice("verdict", text=f"Seed {seed}: {show.sentence(spec, [found])}")
+        first = (spec.K[0], spec.budgets[0])
+        for number, (arm, K, budget, factor) in enumerate(ways := _ways(spec)):
+            recorder, sparse = keeper.recorder(_stage(arm, K, budget, factor)), _sparse(spec, dense, K, seed, task)
+            entry = _take(dense, sparse, task, arm, spec, seed, recorder, budget, _budget(spec, budget), factor)
+            found["ways"].append({"arm": arm, "K": K, "budget": budget, "factor": factor, **entry})
+            if (K, budget) == first and (number + 1 == len(ways) or ways[number + 1][1:3] != first):
+                keeper.notice("verdict", text=f"Seed {seed}: {show.sentence(spec, [found])}")
         for K in spec.K:
             for arm in spec.long:
                 sparse, stage = _sparse(spec, dense, K, seed, task), f"{arm}@{K},{spec.epochs} epochs"
-                entry = _take(dense, sparse, task, arm, spec, seed, keeper.recorder(stage), {"samples": spec.epochs * task.n}, 1.0, long=True)
+                entry = _take(dense, sparse, task, arm, spec, seed, keeper.recorder(stage), "long", {"samples": spec.epochs * task.n}, 1.0)
                 found["long"].append({"arm": arm, "K": K, **entry})
         for name in spec.pairs:
             members, join, target = pair(name, derive(seed, "initialisation") % 2**31)
@@ -140,7 +134,7 @@ class PathStudy(Study):
             source = join(members)
             for arm in show.PAIR_ARMS:
                 start = copy(target)
-                entry = _take(source, start, task, arm, spec, seed, keeper.recorder(f"{arm}@{name}"), {"seconds": spec.pair_seconds}, 1.0)
+                entry = _take(source, start, task, arm, spec, seed, keeper.recorder(f"{arm}@{name}"), "seconds", {"seconds": spec.pair_seconds}, 1.0)
                 found["pairs"].append({"pair": name, "arm": arm, "source": evaluate(source, task).score, **entry})
         if spec.spikes:
             found["spikes"] = spikes(dense, lambda: _sparse(spec, dense, max(spec.K), seed, task), task, _later(spec), seed, keeper)
@@ -155,18 +149,25 @@ class PathStudy(Study):
             notes.append("Reported by the notebook: the dense network's 98.08 % and 97.76 % in two runs. Its path was never run.")
             notes.append("At q = 0 the mixture does not depend on the sparse network, so the 100 updates that the notebook planned there change nothing.")
         numbers = {
-            f"{arm} K={K} {budget}": metrics.estimate(show.pick(r, arm, K, budget)["accuracy"] for r in results)._asdict()
-            for K in spec.K
-            for budget in spec.budgets
-            for arm in spec.arms
+            f"{arm} K={K} {budget}": metrics.estimate(show.pick(r, arm, K, budget, factor)["accuracy"] for r in results)._asdict()
+            for arm, K, budget, factor in _ways(spec)
+            if factor == spec.factors[0]
         }
         numbers["dense"] = metrics.estimate(r["dense"]["accuracy"] for r in results)._asdict()
         return Outcome(show.sentence(spec, results), show.tables(spec, results), show.figures(spec, results), notes, numbers)
 
 
-def _factors(spec: PathSpec, arm: Arm) -> tuple[float, ...]:
-    """Nothing can be varied of a way without training."""
-    return spec.factors if arm not in ("sudden", "frozen", "retention-all") else spec.factors[:1]
+def _ways(spec: PathSpec) -> list[tuple[Arm, int, str, float]]:
+    """Every traversal of the main comparison: strategy, K, budget and factor."""
+    found: list[tuple[Arm, int, str, float]] = []
+    for K in spec.K:
+        for budget in spec.budgets:
+            for arm in spec.arms:
+                if arm in VARIANTS and (spec.K[0] != K or ("samples" in spec.budgets and budget != "samples")):
+                    continue
+                factors = spec.factors if arm not in ("sudden", "frozen", "retention-all") else spec.factors[:1]
+                found += [(arm, K, budget, factor) for factor in factors]
+    return found
 
 
 def _stage(arm: str, K: int, budget: str, factor: float) -> str:
@@ -187,10 +188,9 @@ def _take(
     spec: PathSpec,
     seed: int,
     recorder: Recorder,
+    kind: str,
     budget: dict[str, Any],
     factor: float,
-    *,
-    long: bool = False,
 ) -> dict[str, Any]:
     """One traversal, or what is stored of it."""
     stored = recorder.load()
@@ -198,31 +198,34 @@ def _take(
         entry: dict[str, Any] = stored["entry"]
         return entry
     way = WAYS[arm]
-    more: dict[str, Any] = {} if spec.batch_size is None else {"batch_size": spec.batch_size}
-    augment = None
-    if long:
-        augment = paths.shifts(spec.shift) if spec.shift else None
-        if arm in SMOOTH:
-            more |= {"temperature": 4.0, "lr": 0.05}
+    more: dict[str, Any] = dict(way.few) if kind == "samples" else {}
+    if spec.batch_size is not None:
+        more["batch_size"] = spec.batch_size
+    if kind == "long" and arm in SMOOTH:
+        more |= {"temperature": 4.0, "lr": 0.05}
+    augment = paths.shifts(spec.shift) if kind == "long" and spec.shift else None
     strategy = way.make(factor, **more)
-    if spec.gate == "softmax" and isinstance(strategy, FirstOrder) and arm == "kd":
-        strategy = way.make(factor, **{**more, "optimizer": "adam", "lr": 2e-3})
-    path = paths.traverse(
-        source,
-        target,
-        task,
-        strategy,
-        way.schedule,
-        way.bridge,
-        start=spec.q_start,
-        points=spec.points,
-        certify=spec.certify,
-        augment=augment,
-        seed=seed,
-        device=spec.device,
-        recorder=recorder,
-        **budget,
-    )
+    try:
+        path = paths.traverse(
+            source,
+            target,
+            task,
+            strategy,
+            way.schedule,
+            way.bridge,
+            start=spec.q_start,
+            points=spec.points,
+            certify=spec.certify,
+            augment=augment,
+            seed=seed,
+            device=spec.device,
+            recorder=recorder,
+            **budget,
+        )
+    except RetainError:
+        if spec.preset != "tune":
+            raise
+        return {"accuracy": 0.0, "validation": 0.0, "strategy": repr(strategy), "diverged": True}
     steps = [{key: step[key] for key in _KEPT if key in step} for step in path.steps]
     entry = {
         "accuracy": evaluate(target, task).score,

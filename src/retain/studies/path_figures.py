@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from retain.figures import Figure, Lines, Series, Table
+from retain.figures import Bars, Figure, Lines, Series, Table
 from retain.metrics import Estimate, estimate
 from retain.studies.path_arms import FIRST_ORDER, PAIRS, WAYS
 from retain.studies.path_spec import MAIN, Arm, PathSpec
@@ -20,10 +20,14 @@ _COLORS: dict[str, int] = {arm: i for i, arm in enumerate(_SHOWN)}
 
 def pick(result: dict[str, Any], arm: str, K: int, budget: str, factor: float = 1.0) -> dict[str, Any]:
     """One traversal of one seed."""
-    found: dict[str, Any] = next(
-        w for w in result["ways"] if w["arm"] == arm and w["K"] == K and w["budget"] == budget and w["factor"] in (factor, w["factor"] * (arm == "sudden"))
-    )
+    found: dict[str, Any] = next(w for w in result["ways"] if (w["arm"], w["K"], w["budget"], w["factor"]) == (arm, K, budget, factor))
     return found
+
+
+def _known(results: Results, K: int, budget: str) -> list[Arm]:
+    """Strategies that took this way in every seed, in order."""
+    first = [w["arm"] for w in results[0]["ways"] if (w["K"], w["budget"], w["factor"]) == (K, budget, 1.0)]
+    return [arm for arm in first if all(any(w["arm"] == arm and (w["K"], w["budget"]) == (K, budget) for w in r["ways"]) for r in results)]
 
 
 def _of(results: Results, arm: str, K: int, budget: str, key: str = "accuracy", factor: float = 1.0) -> Estimate:
@@ -41,11 +45,14 @@ def sentence(spec: PathSpec, results: Results) -> str:
     K, dense = spec.K[0], estimate(r["dense"]["accuracy"] for r in results)
     parts = []
     for budget in spec.budgets:
-        known = [arm for arm in spec.arms if all(any(w["arm"] == arm and w["budget"] == budget and w["K"] == K for w in r["ways"]) for r in results)]
+        known = _known(results, K, budget)
         shown = [arm for arm in ("natural", "optimal", "kd", "kd-adam", "retention-optimal") if arm in known] or known
-        if shown:
+        if set(shown) - {"sudden", "frozen"}:
             ends = ", ".join(f"{WAYS[arm].title} {_of(results, arm, K, budget).percent()} %" for arm in shown)
             parts.append(f"after {_equal(spec, budget)}: {ends}")
+    if spec.long and all(r["long"] for r in results):
+        ends = "; ".join(f"K = {k}: " + ", ".join(f"{WAYS[arm].title} {_longer(results, arm, k, 'accuracy').percent()} %" for arm in spec.long) for k in spec.K)
+        parts.append(f"after {spec.epochs} epochs: {ends}")
     sudden = f", {_of(results, 'sudden', K, spec.budgets[0]).percent()} % with no training" if "sudden" in spec.arms else ""
     return f"{dense.percent()} % dense becomes sparse (K = {K}{sudden}); {'; '.join(parts)}."
 
@@ -70,8 +77,8 @@ def _main(spec: PathSpec, results: Results, budget: str) -> Table:
     dense = estimate(r["dense"]["accuracy"] for r in results)
     rows = [["dense source", *(dense.percent() for _ in spec.K), "", "", "", ""]]
     K = spec.K[0]
-    for arm in spec.arms:
-        ends = [_of(results, arm, k, budget).percent() for k in spec.K]
+    for arm in _known(results, K, budget):
+        ends = [_of(results, arm, k, budget).percent() if arm in _known(results, k, budget) else "" for k in spec.K]
         kl, length, apart, spent = (_of(results, arm, K, budget, key).mean for key in ("kl", "length", "distance", other[0]))
         rows.append([WAYS[arm].title, *ends, f"{kl:.3f}", f"{length:.2f}", f"{apart:.2f}", f"{spent:,.0f}" if other[0] == "samples" else f"{spent:.1f}"])
     seeds = f"mean ± standard error over {len(results)} seeds" if len(results) > 1 else "one seed: no error can be given"
@@ -98,14 +105,15 @@ def _tuning(spec: PathSpec, results: Results, budget: str) -> Table:
     )
 
 
+def _longer(results: Results, arm: str, K: int, key: str) -> Estimate:
+    return estimate(next(w for w in r["long"] if (w["arm"], w["K"]) == (arm, K))[key] for r in results)
+
+
 def _long(spec: PathSpec, results: Results) -> Table:
-    rows = []
-    for arm in spec.long:
-        ends, cost = [], math.nan
-        for K in spec.K:
-            ends.append(estimate(next(w for w in r["long"] if w["arm"] == arm and w["K"] == K)["accuracy"] for r in results).percent())
-            cost = estimate(next(w for w in r["long"] if w["arm"] == arm and w["K"] == K)["seconds"] for r in results).mean
-        rows.append([WAYS[arm].title, *ends, f"{cost:.0f}"])
+    rows = [
+        [WAYS[arm].title, *(_longer(results, arm, K, "accuracy").percent() for K in spec.K), f"{_longer(results, arm, spec.K[0], 'seconds').mean:.0f}"]
+        for arm in spec.long
+    ]
     moved = f", images moved by up to {spec.shift} pixel" if spec.shift else ""
     return Table(f"After {spec.epochs} epochs{moved}", ["", *(f"K = {K}, %" for K in spec.K), "CPU s"], rows)
 
@@ -134,11 +142,12 @@ def _spikes(results: Results) -> Table:
 
 def figures(spec: PathSpec, results: Results) -> list[Figure]:
     """Accuracy over samples and time, the mixture against the target, what steps lose, and the shares on the way."""
-    found: list[Figure] = [_over(spec, results, budget) for budget in spec.budgets]
-    found += [_along(spec, results), _lost(spec, results)]
+    found: list[Figure] = []
+    if any(arm in _SHOWN for arm in spec.arms):
+        found += [*(_over(spec, results, budget) for budget in spec.budgets), _along(spec, results), _lost(spec, results)]
     if spec.spikes:
         found.append(_shares(results))
-    return found
+    return found or [_bars(spec, results)]
 
 
 def _curve(
@@ -175,6 +184,7 @@ def _over(spec: PathSpec, results: Results, budget: str) -> Lines:
         panels[f"K = {K}"] = [
             _curve(results, lambda r, arm=arm, K=K: pick(r, arm, K, budget), x, "accuracy", WAYS[arm].title, _COLORS[arm])  # type: ignore[misc]
             for arm in shown
+            if arm in _known(results, K, budget)
         ]
     return Lines(
         f"The sparse network alone, {_equal(spec, budget)}",
@@ -222,6 +232,13 @@ def _lost(spec: PathSpec, results: Results) -> Lines:
         id="lost",
         caption="How far the sparse network's answers are from the source's, KL(source || target) in nats on test images.",
     )
+
+
+def _bars(spec: PathSpec, results: Results) -> Bars:
+    """What is left to show where nothing was trained."""
+    groups = [f"K = {K}" for K in spec.K]
+    bars = {WAYS[arm].title: [100 * _of(results, arm, K, spec.budgets[0]).mean for K in spec.K] for arm in spec.arms}
+    return Bars("The sparse network as it was given", "test accuracy, %", groups, {"": bars}, id="given")
 
 
 def _shares(results: Results) -> Lines:

@@ -40,6 +40,8 @@ Arm = Literal[
 Budget = Literal["seconds", "samples", "steps"]
 Pair = Literal["wide-narrow", "mlp-cnn", "cnn-mlp", "resnet-resnet", "ensemble-one"]
 Share = Annotated[float, Field(ge=0, lt=1)]
+VARIANTS: tuple[Arm, ...] = ("optimal-linear", "optimal-sin2", "optimal-fisher", "optimal-budget", "optimal-exponential", "optimal-circle")
+"""Schedules and bridges of the law: compared where samples are equal, for the first K."""
 MAIN: tuple[Arm, ...] = ("sudden", "task", "task-target", "kd", "kd-adam", "kd-reverse", "kd-skew", "ramp", "optimal", "optimal-floor", "natural")
 
 
@@ -102,9 +104,29 @@ PRESETS: dict[str, dict[str, Any]] = {
         "samples": 28000,
         "certify": 2000,
         "arms": get_args(Arm),
+    },
+    "beyond": {
+        "embedded": False,
+        "validation": 5000,
+        "K": (5, 10),
+        "arms": ("sudden",),
+        "budgets": ("samples",),
+        "certify": 2000,
         "long": ("kd", "natural"),
         "pairs": get_args(Pair),
         "spikes": True,
+    },
+    "softmax": {
+        "embedded": False,
+        "validation": 5000,
+        "K": (10,),
+        "gate": "softmax",
+        "arms": ("sudden", "kd"),
+        "budgets": ("samples",),
+        "certify": 2000,
+        "samples": 28000,
+        "long": ("kd-adam",),
+        "shift": 0,
     },
     "tune": {
         "embedded": False,
