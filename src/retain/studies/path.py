@@ -130,7 +130,7 @@ class PathStudy(Study):
             members, join, target = pair(name, derive(seed, "initialisation") % 2**31)
             ends = []
             for number, member in enumerate(members):
-                ends.append(learn(member, [task], epochs=3, batch_size=64, schedule="cosine", seed=seed + number, device=spec.device).rows[-1][0])
+                ends.append(learn(member, [task], epochs=2, batch_size=64, schedule="cosine", seed=seed + number, device=spec.device).rows[-1][0])
             source = join(members)
             for arm in show.PAIR_ARMS:
                 start = copy(target)

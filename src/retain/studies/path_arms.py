@@ -111,7 +111,7 @@ def pair(name: Pair, seed: int) -> tuple[list[nn.Module], Callable[[list[nn.Modu
     if name == "cnn-mlp":
         return [Conv(28, 10, seed=seed)], one, MLP(784, 128, 10, seed=seed + 1)
     if name == "resnet-resnet":
-        return [ResNet(8, 16, seed=seed)], one, ResNet(8, 6, seed=seed + 1)
+        return [ResNet(8, 12, seed=seed)], one, ResNet(8, 6, seed=seed + 1)
     members: list[nn.Module] = [MLP(784, 128, 64, 10, seed=seed + i) for i in range(5)]
     return members, Ensemble, MLP(784, 128, 64, 10, seed=seed + 9)
 
@@ -120,6 +120,6 @@ PAIRS: dict[Pair, str] = {
     "wide-narrow": "MLP 784-512-256-128-10 to MLP 784-48-24-10",
     "mlp-cnn": "the same MLP to a small CNN",
     "cnn-mlp": "a small CNN to MLP 784-128-10",
-    "resnet-resnet": "ResNet-8 of width 16 to one of width 6",
+    "resnet-resnet": "ResNet-8 of width 12 to one of width 6",
     "ensemble-one": "five MLPs 784-128-64-10 to one",
 }
