@@ -199,6 +199,7 @@ def _take(
         return entry
     way = WAYS[arm]
     more: dict[str, Any] = dict(way.few) if kind == "samples" else {}
+    start = more.pop("start", spec.q_start)
     if spec.batch_size is not None:
         more["batch_size"] = spec.batch_size
     if kind == "long" and arm in SMOOTH:
@@ -213,7 +214,7 @@ def _take(
             strategy,
             way.schedule,
             way.bridge,
-            start=spec.q_start,
+            start=start,
             points=spec.points,
             certify=spec.certify,
             augment=augment,
