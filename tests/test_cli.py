@@ -47,6 +47,9 @@ def test_nothing_heavy_is_loaded_for_help_and_listings(words):
         (["list", "methodes"], "Did you mean 'methods'?"),
         (["report", "nothing"], "no runs"),
         (["compare", "nothing"], "no runs"),
+        (["run", "all", "--set", "epoch=3"], "Did you mean 'epochs'?"),
+        (["run", "path", "--set", "K=[0]"], "greater than 0"),
+        (["run", "path", "--set", "K=[4000]"], "at most the 512 units"),
         (["cite", "nothing"], "no runs"),
         (["view"], "index.html"),
         (["dance"], "No such command"),
@@ -61,10 +64,12 @@ def test_a_users_mistake_is_one_message_and_status_2(words, said, tmp_path):
 
 
 def test_one_run_end_to_end(tmp_path):
-    done = retain_command("run", "all", *TINY, "--seeds", "1", "--out", "runs", "--json", cwd=tmp_path)
+    small = [word for setting in ("seconds=0.1", "samples=600", "dense_epochs=1", "points=3") for word in ("--set", setting)]
+    done = retain_command("run", "all", *TINY, *small, "--seeds", "1", "--out", "runs", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)  # one object and nothing else
-    (study,) = answer["studies"]
+    study, path = answer["studies"]
+    assert "% dense becomes sparse" in path["headline"] and (tmp_path / path["report"]).exists()
     assert study["headline"].startswith("MNIST kept: ") and set(study["numbers"]) == {"plain", "ewc", "laplace", "l2sp", "joint"}
     assert "Seed 0: MNIST kept" in done.stderr  # progress and verdict
     run = tmp_path / study["run"]

@@ -60,12 +60,17 @@ def run(
         settings.append(f"data={json.dumps(str(data.resolve()))}")
     if from_ is not None:
         settings.append(f"start={json.dumps(_start(from_, out))}")
-    answers = []
+    if study == "all":
+        _known_somewhere(settings, found)
+    specs: list[tuple[Study, Spec]] = []  # all of them before anything is run
     for one in found:
+        mine = settings if study != "all" else [text for text in settings if text.partition("=")[0] in one.spec_type.model_fields]
         if at is not None and preset is None:
-            spec = _stored_spec(one, at).changed(settings)
+            specs.append((one, _stored_spec(one, at).changed(mine)))
         else:
-            spec = one.spec(preset or "quick", settings)
+            specs.append((one, one.spec(preset or "quick", mine)))
+    answers = []
+    for one, spec in specs:
         if dry_run:
             answers.append(_plan(one, spec, quiet=as_json))
         else:
@@ -153,6 +158,17 @@ def version_(version: Annotated[bool, typer.Option("--version", help="Print the 
     if version:
         typer.echo(f"retain {__version__}")
         raise typer.Exit
+
+
+def _known_somewhere(settings: list[str], studies: list[Study]) -> None:
+    """Of ``run all``: a setting goes to the studies that have it, and one that none has is a mistake."""
+    from retain.errors import nearest
+
+    fields = {key for study in studies for key in study.spec_type.model_fields}
+    for text in settings:
+        key = text.partition("=")[0]
+        if key not in fields:
+            raise InputError("--set", "a setting of some study", repr(key), nearest(key, fields))
 
 
 def _start(reference: str, out: Path) -> str:

@@ -151,6 +151,8 @@ class Study(ABC):
     presets: ClassVar[dict[str, dict[str, Any]]]
     spec_type: ClassVar[type[Spec]]
     citations: ClassVar[list[str]] = []
+    more: ClassVar[str] = "How the settings were chosen"
+    """What its tables after the first are."""
 
     def spec(self, preset: str = "quick", settings: Sequence[str] = ()) -> Spec:
         """The settings of a preset, with changes.

@@ -53,6 +53,7 @@ class PathStudy(Study):
         "lecun1998gradient",
     ]
     presets = PRESETS
+    more = "More comparisons"
 
     def stages(self, spec: PathSpec) -> list[str]:
         """The dense network, then every traversal."""
@@ -64,7 +65,7 @@ class PathStudy(Study):
     def check(self, spec: PathSpec) -> None:
         """Load the data and build the models."""
         choose_device(spec.device)
-        for name in ("arms", "K", "budgets", "factors", "pairs", "long"):
+        for name in ("arms", "K", "budgets", "multiples", "pairs", "long"):
             values = getattr(spec, name)
             if len(set(values)) < len(values):
                 raise InputError(name, "every entry once", list(values))
@@ -148,12 +149,11 @@ class PathStudy(Study):
         if spec.preset == "paper":
             notes.append("Reported by the notebook: the dense network's 98.08 % and 97.76 % in two runs. Its path was never run.")
             notes.append("At q = 0 the mixture does not depend on the sparse network, so the 100 updates that the notebook planned there change nothing.")
-        numbers = {
-            f"{arm} K={K} {budget}": metrics.estimate(show.pick(r, arm, K, budget, factor)["accuracy"] for r in results)._asdict()
-            for arm, K, budget, factor in _ways(spec)
-            if factor == spec.factors[0]
-        }
-        numbers["dense"] = metrics.estimate(r["dense"]["accuracy"] for r in results)._asdict()
+        numbers: dict[str, Any] = {"dense": {"accuracy": metrics.estimate(r["dense"]["accuracy"] for r in results)._asdict()}}
+        for arm, K, budget, factor in _ways(spec):
+            if factor == spec.multiples[0]:
+                ends = metrics.estimate(show.pick(r, arm, K, budget, factor)["accuracy"] for r in results)
+                numbers.setdefault(arm, {})[f"K = {K}, equal {budget}"] = ends._asdict()
         return Outcome(show.sentence(spec, results), show.tables(spec, results), show.figures(spec, results), notes, numbers)
 
 
@@ -165,8 +165,8 @@ def _ways(spec: PathSpec) -> list[tuple[Arm, int, str, float]]:
             for arm in spec.arms:
                 if arm in VARIANTS and (spec.K[0] != K or ("samples" in spec.budgets and budget != "samples")):
                     continue
-                factors = spec.factors if arm not in ("sudden", "frozen", "retention-all") else spec.factors[:1]
-                found += [(arm, K, budget, factor) for factor in factors]
+                multiples = spec.multiples if arm not in ("sudden", "frozen", "retention-all") else spec.multiples[:1]
+                found += [(arm, K, budget, factor) for factor in multiples]
     return found
 
 

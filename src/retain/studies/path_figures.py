@@ -60,7 +60,7 @@ def sentence(spec: PathSpec, results: Results) -> str:
 def tables(spec: PathSpec, results: Results) -> list[Table]:
     """Every comparison."""
     found = [_main(spec, results, budget) for budget in spec.budgets]
-    if len(spec.factors) > 1:
+    if len(spec.multiples) > 1:
         found = [_tuning(spec, results, budget) for budget in spec.budgets]
     if spec.long:
         found.append(_long(spec, results))
@@ -93,10 +93,10 @@ def _tuning(spec: PathSpec, results: Results, budget: str) -> Table:
     rows = []
     for arm in spec.arms:
         for K in spec.K:
-            ends = {f: _of(results, arm, K, budget, "validation", f) for f in spec.factors}
+            ends = {f: _of(results, arm, K, budget, "validation", f) for f in spec.multiples}
             best = max(ends, key=lambda f: ends[f].mean)
             rows.append([f"{WAYS[arm].title}, K = {K}", *(end.percent() for end in ends.values()), f"x{best:g}"])
-    heading = ["validation accuracy, %", *(f"x{f:g}" for f in spec.factors), "best"]
+    heading = ["validation accuracy, %", *(f"x{f:g}" for f in spec.multiples), "best"]
     return Table(
         f"Learning rates (the optimal law: dampings) after {_equal(spec, budget)}",
         heading,

@@ -68,7 +68,7 @@ class PathSpec(Spec):
     first: int = Field(0, ge=0, description="updates before q moves, where steps are equal")
     q_start: Share = Field(0.01, description="q at the start")
     batch_size: PositiveInt | None = Field(None, description="samples of an update; each strategy's own by default")
-    factors: tuple[PositiveFloat, ...] = Field((1.0,), min_length=1, description="learning rates, or dampings, as multiples of each strategy's own")
+    multiples: tuple[PositiveFloat, ...] = Field((1.0,), min_length=1, description="learning rates, or dampings, as multiples of each strategy's own")
     points: PositiveInt = Field(20, description="certified steps")
     certify: PositiveInt | None = Field(1000, description="test images that steps are certified on")
     long: tuple[Arm, ...] = Field((), description="strategies that are also given more epochs")
@@ -137,6 +137,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "samples": 28000,
         "points": 4,
         "arms": (*MAIN[1:], "optimal-kfac", "retention-0.5"),
-        "factors": (0.25, 0.5, 1.0, 2.0, 4.0),
+        "multiples": (0.25, 0.5, 1.0, 2.0, 4.0),
     },
 }
