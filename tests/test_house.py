@@ -10,6 +10,7 @@ import pytest
 
 import retain
 from retain.methods import METHODS
+from retain.paths import BRIDGES, SCHEDULES, STRATEGIES
 from retain.studies import SUMMARIES, find, names
 
 ROOT = Path(retain.__file__).parents[2]
@@ -89,6 +90,14 @@ def test_every_method_has_its_page_and_its_key():
         page = (ROOT / "docs" / "methods" / f"{name}.md").read_text()
         assert method.__name__ in page and method.citation in page
         assert method.__name__ in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_every_strategy_is_on_the_page_of_paths():
+    page, log, keys = ((ROOT / name).read_text() for name in ("docs/paths.md", "CHANGELOG.md", "src/retain/report/references.bib"))
+    for strategy in STRATEGIES.values():
+        assert strategy.__name__ in page and f"`{strategy.__name__}`" in log and f"{{{strategy.citation}," in keys
+    for name in (*BRIDGES, *SCHEDULES):
+        assert f"`{name}`" in page
 
 
 def test_every_study_has_its_page_question_and_row():

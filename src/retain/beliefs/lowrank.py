@@ -11,6 +11,8 @@ from torch import Tensor
 from retain.beliefs.diagonal import Diagonal, grow_rows
 from retain.beliefs.precision import Precision, Sizes, Weights, check_values, mismatch, noise
 
+_ROWS = 1 << 16  # of factors taken to float64 at a time
+
 
 class LowRankPlusDiagonal(Precision):
     r"""A precision :math:`P = A A^\top + \operatorname{diag}(d)` with A of rank r.
@@ -72,10 +74,12 @@ class LowRankPlusDiagonal(Precision):
             parts = [one.factors.get(name, like.new_zeros(*shape, one.rank)) for one in (self, other)]
             both[name] = torch.cat(parts, -1)
             values[name] = sum((one.values[name] for one in (self, other) if name in one.values), like.new_zeros(shape))
-        gram = sum(a.reshape(-1, a.shape[-1]).double().T @ a.reshape(-1, a.shape[-1]).double() for a in both.values())
+        rows = (part.double() for a in both.values() for part in a.reshape(-1, a.shape[-1]).split(_ROWS))
+        gram = sum(part.T @ part for part in rows)
         _, turn = torch.linalg.eigh(gram)
         factors = {}
-        for name, a in both.items():
+        for name in list(both):
+            a = both.pop(name)
             turned = a @ turn.flip(1).to(a.dtype)  # the largest direction first
             factors[name] = turned[..., :rank].contiguous()
             values[name] = values[name] + turned[..., rank:].square().sum(-1)

@@ -12,7 +12,7 @@ from retain.curvature.capture import Capture
 from retain.curvature.outputs import gradients_at
 from retain.curvature.pieces import total_power
 from retain.curvature.probe import forward, pieces, trusted
-from retain.curvature.structures.kronecker import Sharing, blocks_of, rows_of, whole, with_ones
+from retain.curvature.structures.kronecker import Sharing, blocks_of, inputs_of, slopes_of, whole, with_ones
 from retain.errors import InputError, check_count, check_positive
 from retain.models.parameters import named_parameters
 from retain.tasks.batch import Batch
@@ -90,17 +90,19 @@ class RunningKronecker:
             count = vectors.shape[0] * vectors.shape[1]
             keep = min(self.decay, self._seen / (self._seen + 1))
             for weight, bias in self._biases.items():
-                g, a = rows_of(whole(weight, found), self.sharing)
-                A = a.T @ a / len(a)
+                piece = whole(weight, found)
+                g, parts = slopes_of(piece, self.sharing), [(a.T @ a, a.sum(0), len(a)) for a in inputs_of(piece, self.sharing)]
+                rows = sum(n for *_, n in parts)
+                A: Tensor = sum(moment for moment, *_ in parts) / rows  # type: ignore[assignment]
                 if bias is not None:
-                    A = with_ones(A, a.mean(0))
+                    A = with_ones(A, sum(total for _, total, _ in parts) / rows)  # type: ignore[arg-type]
                 G = g.T @ g / count
                 old = self._blocks.get(weight)
                 self._blocks[weight] = _Block(bias, G, A) if old is None else _Block(bias, old.slopes.lerp_(G, 1 - keep), old.inputs.lerp_(A, 1 - keep))
             covered = {*self._biases, *self._biases.values()}
-            for name, parts in found.items():
+            for name, parts_of in found.items():
                 if name not in covered:
-                    power = total_power([(part.place, part.piece) for _, part in parts], self.parameters[name].shape, 2) / count
+                    power = total_power([(part.place, part.piece) for _, part in parts_of], self.parameters[name].shape, 2) / count
                     self._rest[name] = power if name not in self._rest else self._rest[name].lerp_(power, 1 - keep)
         self._seen += 1
 

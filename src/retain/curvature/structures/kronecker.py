@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Container
+from collections.abc import Container, Iterator
 from typing import Literal
 
 import torch
@@ -18,6 +18,7 @@ from retain.curvature.sweep import Gradients, Sweep
 from retain.errors import InputError
 
 Sharing = Literal["expand", "reduce"]
+_ROOM = 1 << 21  # entries of patches laid out at a time
 
 
 def kronecker(sweep: Sweep, sharing: Sharing = "expand") -> Kronecker:
@@ -44,11 +45,12 @@ def kronecker(sweep: Sweep, sharing: Sharing = "expand") -> Kronecker:
         if number == 0:
             biases = blocks_of(found.pieces)
         for weight in biases:
-            g, a = rows_of(whole(weight, found.pieces), sharing)
-            inputs[weight].add(a)
-            means[weight].add(a.sum(0))
-            slopes[weight].add(g)
-            counts[weight] += len(a)
+            piece = whole(weight, found.pieces)
+            slopes[weight].add(slopes_of(piece, sharing))
+            for a in inputs_of(piece, sharing):
+                inputs[weight].add(a)
+                means[weight].add(a.sum(0))
+                counts[weight] += len(a)
         _add_rest(sweep, found, {*biases, *biases.values()}, rest)
     layers = {}
     for weight, bias in biases.items():
@@ -93,12 +95,21 @@ def ekfac(sweep: Sweep) -> Kronecker:
     return first._carry(Kronecker(layers, first.rest))
 
 
-def rows_of(piece: Outer, sharing: Sharing) -> tuple[Tensor, Tensor]:
-    """Gradients ``[rows, M]`` and inputs ``[rows, N]`` of a layer, whose second moments are its factors."""
-    g, a = piece.g[:, :, 0], piece.inputs()[:, 0]  # [K, B, M, P] and [B, P, N]
+def slopes_of(piece: Outer, sharing: Sharing) -> Tensor:
+    """Gradients at a layer's outputs, ``[rows, M]``, whose second moment is the factor G."""
+    g = piece.g[:, :, 0]  # [K, B, M, P]
     if sharing == "reduce":
-        g, a = g.sum(-1, keepdim=True), a.mean(1, keepdim=True)
-    return g.transpose(-1, -2).flatten(0, -2), a.flatten(0, -2)
+        g = g.sum(-1, keepdim=True)
+    return g.transpose(-1, -2).flatten(0, -2)
+
+
+def inputs_of(piece: Outer, sharing: Sharing) -> Iterator[Tensor]:
+    """A layer's inputs, ``[rows, N]``, whose second moment is the factor A; patches are laid out for some samples at a time."""
+    size = piece.g.shape[-1] * piece.shape[1:].numel()
+    step = piece.samples if piece.unfold is None else max(1, _ROOM // size)
+    for start in range(0, piece.samples, step):
+        a = piece.inputs(slice(start, start + step))[:, 0]  # [b, P, N]
+        yield (a.mean(1, keepdim=True) if sharing == "reduce" else a).flatten(0, -2)
 
 
 def with_ones(A: Tensor, mean: Tensor) -> Tensor:

@@ -42,10 +42,11 @@ def low_rank(sweep: Sweep, rank: int) -> LowRankPlusDiagonal:
         found = lanczos(operator, min(2 * rank + 10, size), sweep.seed)
         ritz, turn = torch.linalg.eigh(found.tridiagonal)
         ritz, turn = ritz.flip(0)[:rank].clamp_min(0), turn.flip(1)[:, :rank]
-        A = found.basis @ (turn * ritz.sqrt()).to(found.basis)
-        if A.shape[1] < rank:  # the Fisher has fewer directions
-            A = torch.cat([A, A.new_zeros(len(A), rank - A.shape[1])], 1)
-        columns = [operator.unflatten(column) for column in A.unbind(1)]
+        rows = (turn * ritz.sqrt()).to(found.basis).T @ found.basis.T
+        del found  # the vectors of the iteration take more room than all the rest
+        if len(rows) < rank:  # the Fisher has fewer directions
+            rows = torch.cat([rows, rows.new_zeros(rank - len(rows), rows.shape[1])])
+        columns = [operator.unflatten(row) for row in rows]
     factors = {name: torch.stack([column[name] for column in columns], -1).to(value.dtype) for name, value in values.items()}
     rest = {name: (value - factors[name].square().sum(-1)).clamp_min(0) for name, value in values.items()}
     made = LowRankPlusDiagonal(factors, rest)
