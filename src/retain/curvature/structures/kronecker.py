@@ -18,7 +18,7 @@ from retain.curvature.sweep import Gradients, Sweep
 from retain.errors import InputError
 
 Sharing = Literal["expand", "reduce"]
-_ROOM = 1 << 21  # entries of patches laid out at a time
+_ROOM = 1 << 19  # entries of patches laid out at a time
 
 
 def kronecker(sweep: Sweep, sharing: Sharing = "expand") -> Kronecker:

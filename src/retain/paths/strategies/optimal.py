@@ -116,18 +116,19 @@ class Optimal(Strategy):
         outputs = self._factors.forward(move.batch) if self._factors else move.outputs()
         tangent = walk.bridge.tangent(q, move.source, outputs)
         n, scale = len(outputs), 1 / q**2  # F / q² and its gradient keep their size as q goes to 0
-        model = Linearised(outputs, parameters, tangent.slope * (scale / n))
-        gradient = model.first
         if self._factors:
             self._observe(tangent, outputs, scale)
+        model = Linearised(outputs, parameters, tangent.slope * (scale / n))
+        gradient = model.first
         solve = self._by_factors if self.solver == "kfac" else self._by_products
-        step, bend = solve(model, tangent, gradient, scale / n)
+        step, change = solve(model, tangent, gradient, scale / n)  # of the weights, and of the outputs by them
+        bend = float((change * tangent.metric(change)).sum()) * scale / n
         if self.trust is not None and eta * (bend / scale) ** 0.5 > self.trust:
             eta = self.trust / (bend / scale) ** 0.5
         predicted = float(eta * (gradient @ step) + 0.5 * eta**2 * bend) / scale
         facts: dict[str, Any] = {"rate": eta, "damping": self._damping, "predicted": predicted}
-        if move.to > move.start:
-            facts["kept"] = _kept(tangent, model.push(step) * eta, move.to - move.start)
+        if move.to > move.start and self.metric == "path":
+            facts["kept"] = _kept(tangent, eta * change, move.to - move.start)
         with torch.no_grad():
             _add(parameters, step, eta)
             if self.adapt and move.number % self.adapt == 0:
@@ -140,7 +141,7 @@ class Optimal(Strategy):
         noise = torch.randn(outputs.shape, generator=self._noise, dtype=outputs.dtype).to(outputs.device)
         self._factors.observe(outputs, tangent.pull(noise)[None] * scale**0.5)
 
-    def _by_products(self, model: Linearised, tangent: Tangent, gradient: Tensor, weight: float) -> tuple[Tensor, float]:
+    def _by_products(self, model: Linearised, tangent: Tangent, gradient: Tensor, weight: float) -> tuple[Tensor, Tensor]:
         def product(v: Tensor) -> Tensor:
             return model.pull(tangent.metric(model.push(v)) * weight)
 
@@ -155,11 +156,9 @@ class Optimal(Strategy):
             preconditioner=self._precondition if self._factors else None,
             measure=False,
         )
-        pushed = model.push(found.solution)
-        bend = float((pushed * tangent.metric(pushed)).sum() * weight)
-        return found.solution, bend
+        return found.solution, model.push(found.solution)
 
-    def _by_factors(self, model: Linearised, tangent: Tangent, gradient: Tensor, weight: float) -> tuple[Tensor, float]:
+    def _by_factors(self, model: Linearised, tangent: Tangent, gradient: Tensor, weight: float) -> tuple[Tensor, Tensor]:
         directions = [-self._precondition(gradient)]
         if self.momentum and self._before is not None:
             directions.append(self._before)
@@ -168,9 +167,11 @@ class Optimal(Strategy):
         inner = torch.stack([torch.stack([a @ b for b in directions]) for a in directions]).double()
         slope = torch.stack([gradient @ direction for direction in directions]).double()
         share = -torch.linalg.pinv(_finite(bent + self._damping * inner), rtol=1e-10, hermitian=True) @ slope
-        step = sum(float(alpha) * direction for alpha, direction in zip(share, directions, strict=True))
-        assert isinstance(step, Tensor)
-        return step, float(share @ bent @ share)
+
+        def combined(parts: list[Tensor]) -> Tensor:
+            return torch.stack([float(alpha) * part for alpha, part in zip(share, parts, strict=True)]).sum(0)
+
+        return combined(directions), combined(pushed)
 
     def _precondition(self, gradient: Tensor) -> Tensor:
         assert self._factors is not None
