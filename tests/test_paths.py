@@ -358,6 +358,15 @@ def test_a_target_that_is_no_longer_finite_says_so(pair):
         retain.traverse(source, target, task, paths.Distillation(lr=1e30, schedule="constant", warmup=0), steps=20)
 
 
+@pytest.mark.parametrize("bridge", paths.BRIDGES)
+def test_classes_that_do_not_compete_stay_out(pair, bridge):
+    source, target, task = pair
+    kept = task.data.targets < 3
+    some = Task((task.data.inputs[kept], task.data.targets[kept]), classes=(0, 1, 2), active=(0, 1, 2))
+    path = retain.traverse(source, target, some, paths.Optimal(damping=1e-2), "geometric", bridge, steps=20)
+    assert all(math.isfinite(value) for value in path.column("kl_target")) and path.kl < 0.5 * path.steps[0]["kl_target"] and path.accuracy > 0.8
+
+
 def test_looking_ahead_ends_at_one(pair):
     source, target, task = pair
     inputs = task.data.inputs[:5]

@@ -55,7 +55,10 @@ class Softmax(Family):
         """Probabilities raised to at least ``floor``: mixed with the uniform distribution."""
         if not floor:
             return answer
-        return torch.logaddexp(answer + torch.tensor(1 - floor * answer.shape[1]).log(), torch.tensor(floor).log().to(answer))
+        open_ = answer > torch.finfo(answer.dtype).min / 2  # classes that are masked stay impossible
+        classes = open_.sum(1, keepdim=True)
+        raised = torch.logaddexp(answer + torch.log1p(-floor * classes), torch.tensor(floor).log().to(answer))
+        return torch.where(open_, raised, answer)
 
 
 class Normal(Family):

@@ -22,7 +22,7 @@ from retain.paths.schedules import Ahead, Schedule, schedule_for
 from retain.paths.strategies import Move, Strategy, Walk, strategy_for
 from retain.seeds import generator
 from retain.tasks.batch import Batch, apply
-from retain.tasks.data import TensorData
+from retain.tasks.data import TensorData, all_finite
 from retain.tasks.task import Task, as_task
 from retain.training.devices import choose_device
 
@@ -216,7 +216,7 @@ class Road:
     def _ask(self, batch: Batch) -> Tensor:
         with torch.no_grad():
             outputs = apply(self.source, batch)
-        if not bool(torch.isfinite(outputs.sum())):
+        if not all_finite(outputs):
             raise InputError("outputs of the source", "finite numbers", "NaN or infinity", "Check the data: the source cannot answer some of them.")
         family = self.bridge.family
         return family.floored(family.answer(outputs), self.walk.floor)
