@@ -10,11 +10,11 @@ from retain.paths import STRATEGIES, Distillation, Frozen, Optimal, PruningRamp,
 from retain.tasks import Task
 
 CASES = {
-    "optimal": Optimal(),
+    "optimal": Optimal(damping=0.1),
     "optimal, kfac": Optimal("kfac"),
     "optimal, kfac, no momentum": Optimal("kfac", momentum=False, adapt=1),
-    "optimal, kfac-cg": Optimal("kfac-cg"),
-    "optimal, adaptive": Optimal(adapt=1),
+    "optimal, kfac-cg": Optimal("kfac-cg", damping=0.1),
+    "optimal, adaptive": Optimal(damping=0.1, adapt=4),
     "optimal, rate floor": Optimal("kfac", rate=0.7, trust=0.5, momentum=False),
     "natural-gradient distillation": Optimal("kfac", metric="target", rate=1.0, trust=0.5),
     "distillation": Distillation(lr=0.05),
@@ -35,27 +35,27 @@ CASES = {
     "sudden": Sudden(),
 }
 GOLDEN = {
-    "optimal": 0.076397,
-    "optimal, kfac": 0.077167,
-    "optimal, kfac, no momentum": 0.20087,
-    "optimal, kfac-cg": 0.084647,
-    "optimal, adaptive": 0.085866,
-    "optimal, rate floor": 0.13692,
-    "natural-gradient distillation": 0.080197,
-    "distillation": 0.15495,
-    "distillation, adam": 0.20171,
-    "distillation, reverse": 0.24371,
-    "distillation, skew": 0.1642,
-    "distillation, warm": 0.1856,
-    "task": 0.20296,
-    "task, target": 0.16776,
-    "ramp": 0.1456,
-    "retention": 0.16562,
-    "retention, none": 0.16554,
+    "optimal": 0.083096,
+    "optimal, kfac": 0.081915,
+    "optimal, kfac, no momentum": 0.10654,
+    "optimal, kfac-cg": 0.072541,
+    "optimal, adaptive": 0.088267,
+    "optimal, rate floor": 0.058764,
+    "natural-gradient distillation": 0.026568,
+    "distillation": 0.15909,
+    "distillation, adam": 0.2042,
+    "distillation, reverse": 0.20776,
+    "distillation, skew": 0.17984,
+    "distillation, warm": 0.1739,
+    "task": 0.24072,
+    "task, target": 0.16157,
+    "ramp": 0.16224,
+    "retention": 0.18074,
+    "retention, none": 0.18058,
     "retention, all": 0.35955,
-    "retention, share": 0.18813,
-    "retention, replay": 0.168,
-    "retention, bias": 0.18774,
+    "retention, share": 0.20532,
+    "retention, replay": 0.21486,
+    "retention, bias": 0.18096,
     "frozen": 0.35955,
     "sudden": 0.35955,
 }
@@ -81,7 +81,7 @@ def pair():
 def walk(pair, name, **options):
     source, task = pair
     target = models.sparsify(source, 3)
-    path = retain.traverse(source, target, task, CASES[name], steps=12, iterations=2, start=0.05, certify=None, **options)
+    path = retain.traverse(source, target, task, CASES[name], steps=20, start=0.05, certify=None, **options)
     return target, path
 
 
@@ -104,7 +104,7 @@ def test_contract(pair, name):
     assert moved == (name not in ("frozen", "sudden", "retention, all"))
     assert [module.K for module in target.modules() if isinstance(module, models.TopK)] == [3, 3]
     q = path.column("q")
-    assert q[-1] == 1 and q == sorted(q) and len(path.steps) == (2 if name == "sudden" else 13)
+    assert q[-1] == 1 and q == sorted(q) and len(path.steps) == (2 if name == "sudden" else 21)
     assert path.length >= path.distance and path.kl >= 0
     assert path.steps[-1]["mixture_accuracy"] == path.steps[-1]["accuracy"] == retain.evaluate(target, task).score
     assert all(step["kl_step"] >= -1e-6 and step["length_step"] >= 0 and set(step["active"]) == {"layers.relu1", "layers.relu2"} for step in path.steps[1:])
@@ -118,7 +118,7 @@ def test_repeats_to_the_bit_and_golden(pair, name):
     second, again = walk(pair, name, seed=3)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
     assert path.kl == again.kl
-    assert path.kl == pytest.approx(GOLDEN[name], rel=2e-2)
+    assert path.kl == pytest.approx(GOLDEN[name], rel=5e-2)
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name not in ("frozen", "sudden", "retention, all")])

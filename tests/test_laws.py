@@ -53,7 +53,7 @@ def one_step(source, target, task, start, to, **settings):
     batch = next(task.batches(1000))
     strategy = Optimal(**{**EXACT, **settings})
     strategy.begin(walk)
-    facts = strategy.update(Move(walk, start, to, 0.5, True, batch, source.log_softmax(1), 0))
+    facts = strategy.update(Move(walk, start, to, 0.5, batch, source.log_softmax(1), 0))
     strategy.end(walk)
     return facts
 
@@ -246,6 +246,6 @@ def test_kronecker_solvers_agree_with_gauss_newton_where_factors_are_exact(solve
             z = strategy._factors.forward(Batch(x, task.data.targets, task))
             t = MixtureBridge().tangent(0.5, source, z)
             strategy._factors.observe(z, t.pull(torch.randn(1, 4, generator=noise))[None] / 0.5)
-    strategy.update(Move(walk, 0.4, 0.5, 0.5, True, Batch(x, task.data.targets, task), source, 0))
+    strategy.update(Move(walk, 0.4, 0.5, 0.5, Batch(x, task.data.targets, task), source, 0))
     strategy.end(walk)
     assert torch.allclose(first(x).softmax(1), second(x).softmax(1), atol=2e-3)

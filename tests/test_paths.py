@@ -238,6 +238,12 @@ REFUSED = [
     ({"start": -0.1}, "start: expected a number between 0 and 1"),
     ({"start": 1.0}, "start: expected below 1"),
     ({"start": 0.0}, "start: expected above 0 with strategy='optimal'"),
+    ({"start": 0.0, "strategy": paths.PruningRamp(paths.Optimal())}, "The law divides by q"),
+    ({"schedule": lambda t: t**2}, "The path starts at 0.05: pass start="),
+    ({"samples": 100, "iterations": 7}, "iterations: expected steps of q to count them in, not samples, found 7"),
+    ({"floor": 0.01, "source": models.MLP(6, 120), "target": models.MLP(6, 4, 120)}, "floor: expected below 1/120"),
+    ({"bridge": paths.MeanBridge(1.0)}, "bridge: expected one for Categorical"),
+    ({"watch": (torch.rand(5, 6), torch.full((5,), 9))}, "labels from 0 to 3"),
     ({"start": 0.0, "schedule": "geometric", "strategy": "frozen"}, "above 0 with schedule"),
     ({"steps": 0}, "steps"),
     ({"steps": 5, "samples": 10}, "one of steps, samples and seconds, found steps and samples"),
@@ -372,3 +378,102 @@ def test_looking_ahead_ends_at_one(pair):
     inputs = task.data.inputs[:5]
     places, answers = Ahead(paths.MixtureBridge(), source(inputs).log_softmax(1).detach(), lambda: target(inputs)).points(0.2)
     assert places[0] == 0.2 and places[-1] == 1 and len(places) == len(answers)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "fisher-speed"])
+def test_gates_close_slowly_whatever_the_schedule_has_looked_at(pair, schedule):
+    source, target, task = pair
+    seen = []
+    target.layers.relu1.register_forward_hook(lambda gate, inputs, output: seen.append(gate.K) if gate.training else None)
+    retain.traverse(source, target, task, paths.PruningRamp(paths.Distillation(lr=0.01)), schedule, steps=10)
+    ramp = [K for K in seen if K > 3]
+    assert len(ramp) >= 4 and ramp == sorted(ramp, reverse=True) and ramp[0] > 12 and target.layers.relu1.K == 3
+
+
+def test_updates_before_q_moves_are_updates(pair):
+    source, target, task = pair
+    start = models.copy(target)
+    seen = []
+
+    class Look(paths.Distillation):
+        def update(self, move):
+            facts = super().update(move)
+            seen.append((move.to, any(not torch.equal(a, b) for a, b in zip(start.parameters(), target.parameters(), strict=True))))
+            return facts
+
+    retain.traverse(source, target, task, Look(lr=0.01), start=0.1, steps=2, first=3)
+    assert seen[:3] == [(0.1, True)] * 3
+    held = []
+
+    class Rate(paths.Optimal):
+        def update(self, move):
+            held.append(move.rate)
+            return super().update(move)
+
+    retain.traverse(source, models.copy(start), task, Rate(), start=0.1, steps=3, iterations=2, first=2)
+    assert held == pytest.approx([1, 1, 0.3 / 0.4, 1, 0.3 / 0.7, 1, 0.3, 1])  # inner updates are whole steps
+
+
+def test_memory_is_a_fair_reservoir(pair):
+    source, target, task = pair
+    counts = torch.zeros(120)
+    for seed in range(30):
+        strategy = paths.Retention("none", replay=30, batch_size=40)
+        ends = {}
+
+        class Peek(paths.Retention):
+            def end(self, walk, ends=ends):
+                ends["memory"] = self._memory
+                super().end(walk)
+
+        strategy.__class__ = Peek
+        retain.traverse(source, models.copy(target), task, strategy, steps=3, seed=seed, certify=2)
+        inputs, targets = ends["memory"]
+        rows = [int((task.data.inputs == row).all(1).nonzero()[0]) for row in inputs]
+        assert len(rows) == 30 and torch.equal(task.data.targets[rows], targets)
+        counts[rows] += 1
+    assert float(counts.mean()) == pytest.approx(7.5) and int((counts == 0).sum()) <= 3 and float(counts.std()) < 4
+
+
+def test_retention_takes_what_the_other_strategies_take(pair):
+    source, target, task = pair
+
+    class Named(nn.Module):
+        def __init__(self, inside):
+            super().__init__()
+            self.inside = inside
+
+        def forward(self, values):
+            return {"logits": self.inside(values)}
+
+    batches = [{"values": task.data.inputs[i : i + 30], "labels": task.data.targets[i : i + 30]} for i in range(0, 120, 30)]
+    strategy = paths.Retention(0.5, samples=20, every=2)
+    path = retain.traverse(Named(source), Named(target), Task(batches, n=120), strategy, steps=6)
+    assert path.steps[-1]["share"] == 0.5
+    with pytest.raises(InputError, match="data that are tensors"):
+        retain.traverse(Named(source), Named(target), Task(batches, n=120), paths.Retention(replay=5), steps=1)
+    assert all(p.requires_grad for p in source.parameters())
+
+
+def test_a_fresh_batch_norm_gets_the_data_s_own_statistics(pair):
+    source, _, task = pair
+    target = nn.Sequential(nn.BatchNorm1d(6), nn.Dropout(0.9), nn.Linear(6, 4))
+    retain.traverse(source, target, task, paths.Optimal(batch_size=30), steps=1)
+    inputs = task.data.inputs
+    assert torch.allclose(target[0].running_mean, inputs.mean(0), atol=1e-4) and target[0].momentum == 0.1
+    kept = target[0].running_mean.clone()
+    retain.traverse(source, target, task, "optimal", steps=1)
+    assert torch.equal(target[0].running_mean, kept)
+
+
+def test_certificates_are_of_as_many_samples_as_asked_for_and_repeat(pair):
+    source, target, task = pair
+    many = Task((task.data.inputs.repeat(20, 1), task.data.targets.repeat(20)))
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(task.data.inputs, task.data.targets), batch_size=50, shuffle=True)
+    found = [retain.traverse(source, models.copy(target), many, "frozen", steps=1, watch=loader, certify=70).kl for _ in range(2)]
+    assert found[0] == found[1]
+    asked = []
+    handle = target.register_forward_pre_hook(lambda module, inputs: asked.append(len(inputs[0])))
+    retain.traverse(source, target, many, "sudden", certify=1500)
+    handle.remove()
+    assert 500 in asked and 2000 not in asked

@@ -183,3 +183,25 @@ def test_mixtures_that_cannot_be_are_refused():
         Ensemble([])
     with pytest.raises(InputError, match="6n"):
         ResNet(9)
+
+
+def test_layers_that_stand_in_several_places():
+    act, inner = nn.ReLU(), nn.Linear(20, 20)
+    model = nn.Sequential(nn.Linear(4, 20), act, inner, act, inner, nn.ReLU(), nn.Linear(20, 3)).eval()
+    made, x = sparsify(model, 5), torch.randn(6, 4)
+    assert sum(isinstance(module, TopK) for module in made._modules.values()) == 3
+    assert torch.allclose(skip_inactive(made)(x), made(x), atol=1e-6)
+
+
+def test_convolutions_are_gated_by_channel_in_one_dimension_too():
+    made = sparsify(nn.Sequential(nn.Conv1d(1, 16, 3), nn.BatchNorm1d(16), nn.ReLU()), 2).eval()
+    assert int(made(torch.randn(3, 1, 12)).count_nonzero(1).max()) == 2
+    assert sparsify(nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.ReLU()), 10)[2].K == 10
+
+
+def test_skipping_takes_single_vectors_and_refuses_units_elsewhere():
+    model = skip_inactive(nn.Sequential(TopK(2), nn.Linear(6, 3)))
+    x = torch.randn(6)
+    assert torch.allclose(model(x), nn.functional.linear(TopK(2)(x), model[1].weight.T, model[1].bias), atol=1e-6)
+    with pytest.raises(InputError, match="units on the last axis"):
+        model(torch.randn(2, 3, 4, 6))

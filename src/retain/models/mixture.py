@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -89,8 +91,7 @@ def mix(q: float, first: Tensor, second: Tensor) -> Tensor:
         return first + 0 * second
     if q == 1:
         return second
-    share = torch.tensor([1 - q, q], dtype=torch.float64).log().tolist()
-    return torch.logaddexp(first + share[0], second + share[1])
+    return torch.logaddexp(first + math.log1p(-q), second + math.log(q))
 
 
 def check_share(parameter: str, value: float) -> float:

@@ -44,15 +44,19 @@ def sparsify(model: nn.Module, K: int, gate: Literal["top-k", "softmax"] | Calla
         raise InputError("gate", "'top-k', 'softmax' or a function that makes gates", repr(gate))
     make = kinds[gate] if isinstance(gate, str) else gate
     made = copy(model)
-    names = [name for name, module in made.named_modules() if isinstance(module, _ACTIVATIONS) and fnmatchcase(name, only)]
+    every = made.named_modules(remove_duplicate=False)  # one activation may stand in several places
+    names = [name for name, module in every if isinstance(module, _ACTIVATIONS) and fnmatchcase(name, only)]
     if not names:
         hint = "Functions such as F.relu cannot be replaced: make them modules, or build the model with retain.models.TopK."
         raise InputError("model", f"an activation module with a name like '{only}'", f"none in {type(model).__name__}", hint)
-    widths = dict(_widths(made))
+    before = dict(_layers_before(made))
     for name in names:
-        new = make()
-        if name in widths:
-            new.check_width(widths[name], f"the layer before '{name}'")
+        new, layer = make(), before.get(name)
+        if isinstance(layer, nn.Linear):
+            new.check_width(layer.out_features, f"the layer before '{name}'")
+        elif layer is not None:
+            new.check_width(layer.out_channels, f"the layer before '{name}'")
+            new.dim = 1
         parent, _, last = name.rpartition(".")
         setattr(made.get_submodule(parent), last, new)
     return made if data is None else calibrate(made, data)
@@ -125,8 +129,11 @@ class ActiveLinear(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """``[..., n]`` before the gate to ``[..., out]``."""
+        if self.gate.axis(inputs) not in (-1, inputs.ndim - 1):
+            raise InputError("inputs", "units on the last axis, where the linear layer has them", f"on axis {self.gate.axis(inputs)} of {list(inputs.shape)}")
         values, places = self.gate.active(inputs)
-        rows = F.embedding_bag(places.flatten(0, -2), self.weight, per_sample_weights=values.flatten(0, -2), mode="sum")
+        flat, weights = places.reshape(-1, places.shape[-1]), values.reshape(-1, values.shape[-1])
+        rows = F.embedding_bag(flat, self.weight, per_sample_weights=weights, mode="sum")
         outputs = rows if self.bias is None else rows.add_(self.bias)
         return outputs.reshape(*inputs.shape[:-1], -1)
 
@@ -161,7 +168,7 @@ def skip_inactive(model: nn.Module) -> nn.Module:
     made = copy(model).eval()
     found = 0
     for sequence in [module for module in made.modules() if isinstance(module, nn.Sequential)]:
-        children = list(sequence.named_children())
+        children = list(sequence._modules.items())  # a layer may stand in several places
         for i, (name, gate) in enumerate(children):
             if not isinstance(gate, Gate) or gate.dim not in (None, -1):
                 continue
@@ -175,18 +182,17 @@ def skip_inactive(model: nn.Module) -> nn.Module:
     return made.requires_grad_(False)
 
 
-def _widths(model: nn.Module) -> Iterator[tuple[str, int]]:
-    """Widths of the layers before activations, where both stand in one ``nn.Sequential``."""
-    for place, sequence in model.named_modules():
+def _layers_before(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Linear layers and convolutions right before activations, where both stand in one ``nn.Sequential``."""
+    for place, sequence in model.named_modules(remove_duplicate=False):
         if not isinstance(sequence, nn.Sequential):
             continue
-        width = None
-        for name, child in sequence.named_children():
-            if isinstance(child, nn.Linear):
-                width = child.out_features
-            elif isinstance(child, nn.modules.conv._ConvNd):
-                width = child.out_channels
-            elif isinstance(child, _ACTIVATIONS) and width is not None:
-                yield f"{place}.{name}" if place else name, width
-            elif isinstance(child, nn.Sequential):
-                width = None
+        layer = None
+        for name, child in sequence._modules.items():
+            if isinstance(child, nn.Linear | nn.modules.conv._ConvNd):
+                layer = child
+            elif isinstance(child, _ACTIVATIONS):
+                if layer is not None:
+                    yield f"{place}.{name}" if place else name, layer
+            elif not isinstance(child, (*_PASSES, nn.modules.batchnorm._BatchNorm)):
+                layer = None

@@ -2,7 +2,6 @@
 
 from retain.paths.bridges import BRIDGES, Bridge, ExponentialBridge, GreatCircleBridge, MeanBridge, MixtureBridge
 from retain.paths.drift import Drift, shifts, spike
-from retain.paths.joined import Joined
 from retain.paths.result import Path
 from retain.paths.schedules import SCHEDULES, Course, FisherSpeed, Geometric, Linear, RetentionBudget, Schedule, SineSquared
 from retain.paths.strategies import (
@@ -10,6 +9,7 @@ from retain.paths.strategies import (
     Distillation,
     FirstOrder,
     Frozen,
+    Joined,
     Move,
     Optimal,
     PruningRamp,

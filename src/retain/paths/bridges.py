@@ -15,6 +15,7 @@ so that step is a natural-gradient step of size dq / q on a divergence :math:`D_
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -76,8 +77,8 @@ class MixtureBridge(Bridge):
     r"""The mixture :math:`p_q = (1 - q)\,p_d + q\,p_s`: the published one, and the default.
 
     :math:`D_q = \mathrm{KL}(p_d \| p_q)`, the skew divergence of Lee (1999) and of DistiLLM (Ko et al. 2024, https://arxiv.org/abs/2402.03898). At q = 1 it is
-    distillation; as q goes to 0 it is :math:`\tfrac{q^2}{2} \chi^2(p_s \| p_d)`, which the classes that the source excludes dominate: start at
-    q of 0.01 or more, or use damping. It is bounded by :math:`\log \tfrac{1}{1 - q}`, so plain gradient descent on it stalls on examples that are badly wrong.
+    distillation; as q goes to 0 it is :math:`\tfrac{q^2}{2} \chi^2(p_s \| p_d)`, which the classes that the source excludes dominate: start above
+    0, and use damping. It is bounded by :math:`\log \tfrac{1}{1 - q}`, so plain gradient descent on it stalls on examples that are badly wrong.
 
     Example:
         >>> import torch
@@ -105,7 +106,7 @@ class MixtureBridge(Bridge):
         point = mix(q, source, logs)
         p = logs.exp()
         # the target's share of every probability, q p_s / p_q, in [0, 1]; all terms are written in it, so none overflows
-        share = torch.zeros_like(p) if q == 0 else (logs - point + torch.tensor(q, dtype=torch.float64).log().item()).exp()
+        share = torch.zeros_like(p) if q == 0 else (logs - point + math.log(q)).exp()
         weight = share * (point / 2).exp()
         weighed = share * source.exp()
         velocity = (logs - point / 2).clamp_max(_HIGHEST).exp() - (source - point / 2).clamp_max(_HIGHEST).exp()
@@ -263,15 +264,17 @@ def bridge_for(bridge: str | Bridge, likelihood: Likelihood) -> Bridge:
     Raises:
         InputError: If there is none of this name, or it does not exist for this likelihood.
     """
-    family_of(likelihood)
+    family = family_of(likelihood)
     if isinstance(likelihood, Gaussian):
         if bridge not in ("exponential", "mixture") and not isinstance(bridge, MeanBridge):
             raise InputError("bridge", "'exponential' for regression", repr(bridge))
         if bridge == "mixture":
             hint = "A mixture of two normal distributions is not one. Pass bridge='exponential', which interpolates the means."
             raise InputError("bridge", "'exponential' for regression", "'mixture'", hint)
-        return bridge if isinstance(bridge, Bridge) else MeanBridge(likelihood.sigma)
+        bridge = bridge if isinstance(bridge, Bridge) else MeanBridge(likelihood.sigma)
     if isinstance(bridge, Bridge):
+        if vars(bridge.family) != vars(family) or type(bridge.family) is not type(family):
+            raise InputError("bridge", f"one for {likelihood!r}", type(bridge).__name__)
         return bridge
     if bridge not in BRIDGES:
         raise InputError("bridge", "a bridge or its name", repr(bridge), nearest(str(bridge), BRIDGES))

@@ -32,22 +32,16 @@ class Certifier:
         walk: The path.
         samples: Inputs and targets to measure on.
         task: That they belong to.
-        batch_size: Samples a pass.
     """
 
     def __init__(self, walk: Walk, samples: list[Batch], task: Task) -> None:
         self.walk, self.task = walk, task
         self._batches = samples
-        self._sources = [self._source(batch) for batch in samples]
+        self._sources = [walk.ask(batch) for batch in samples]
         self._before: list[Tensor] = []
         self._last: list[Tensor] = []
         self._layers = {name: module for name, module in walk.target.named_modules() if isinstance(module, _WATCHED)}
         self.length = 0.0
-
-    def _source(self, batch: Batch) -> Tensor:
-        with torch.no_grad(), evaluating(self.walk.source):
-            answer = self.walk.bridge.family.answer(apply(self.walk.source, batch))
-        return self.walk.bridge.family.floored(answer, self.walk.floor)
 
     def measure(self, q_before: float, q: float, *, begin: bool = False) -> dict[str, Any]:
         """The step from the point measured last to the present one.
@@ -121,9 +115,9 @@ class Certifier:
 
         def see(name: str) -> Any:
             def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
+                axis = module.axis(output) if isinstance(module, Gate) else 1 if output.ndim > 3 else -1
                 counts[name] += float(output.count_nonzero())
-                places = output.numel() // output.shape[1 if output.ndim > 3 else -1]
-                rows[name] += places
+                rows[name] += output.numel() // output.shape[axis]
 
             return hook
 
@@ -134,7 +128,7 @@ class Certifier:
         finally:
             for handle in handles:
                 handle.remove()
-        return found, {name: counts[name] / max(rows[name], 1) for name in self._layers}
+        return found, {name: counts[name] / rows[name] for name in self._layers if rows[name]}
 
 
 def _share(lost: float, frozen: float) -> float | None:

@@ -25,6 +25,7 @@ class Path:
         iterations: Updates taken.
         samples: Samples seen.
         seconds: The strategy's own time, without the measurements.
+        score_name: What ``accuracy`` is.
         target: The model at the end.
     """
 
@@ -36,6 +37,7 @@ class Path:
     iterations: int = 0
     samples: int = 0
     seconds: float = 0.0
+    score_name: str = "accuracy"
     target: nn.Module | None = None
 
     def column(self, name: str) -> list[Any]:
@@ -47,7 +49,7 @@ class Path:
         ``active`` units by layer;
         ``iterations``, ``samples``, ``seconds`` so far; what the strategy logs: ``rate``, ``damping``, ``predicted`` and ``actual`` change of the
         batch's divergence,
-        ``taken_back``, ``share``, ``loss``.
+        ``taken_back``, ``kept`` (by the law's last update, to first order), ``share``, ``loss``.
 
         Args:
             name: Of the quantity.
@@ -87,7 +89,18 @@ class Path:
         """
         last = len(self.steps) - 1
         chosen = sorted({round(i * last / max(1, rows - 1)) for i in range(rows)})
-        columns = ["q", "target %", "mixture %", "KL to target", "KL of step", "length", "retained", "active units", "samples", "CPU s"]
+        columns = [
+            "q",
+            f"target {self.score_name}, %",
+            f"{self.bridge} {self.score_name}, %",
+            "KL to target",
+            "KL of step",
+            "length",
+            "retained",
+            "active units",
+            "samples",
+            "CPU s",
+        ]
         body = []
         for step in (self.steps[i] for i in chosen):
             kept = step.get("retained")
@@ -108,7 +121,7 @@ class Path:
             )
         note = (
             f"{self.strategy}, bridge {self.bridge}, schedule {self.schedule}. Length {self.steps[-1].get('length', 0.0):.3f}; the ends are "
-            f"{self.distance:.3f} apart. Up to q = 0.5 the mixture answers as the source does, whatever the target has learned."
+            f"{self.distance:.3f} apart. Up to q = 0.5 a mixture answers as a source that is sure does, whatever the target has learned."
         )
         return Table("Path from source to target", columns, body, note)
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from retain.curvature.inputs import up_to
 from retain.errors import InputError, RetainError, check_count, check_positive
 from retain.likelihoods import Categorical
 from retain.models.mixture import check_share
@@ -20,7 +22,7 @@ from retain.paths.clock import Clock, Samples, Seconds, Steps
 from retain.paths.drift import Drift
 from retain.paths.schedules import Ahead, Schedule, schedule_for
 from retain.paths.strategies import Move, Strategy, Walk, strategy_for
-from retain.seeds import generator
+from retain.seeds import generator, seeded
 from retain.tasks.batch import Batch, apply
 from retain.tasks.data import TensorData, all_finite
 from retain.tasks.task import Task, as_task
@@ -88,16 +90,16 @@ class Road:
         if self.drift:
             self.drift = self.drift.to(place, anyone.dtype)
         self.bridge = bridge_for(bridge, self.task.likelihood)
-        if self.strategy.name == "optimal" and self.start <= 0:
-            hint = "The law divides by q; on a mixture start at 0.01 or more."
-            raise InputError("start", "above 0 with strategy='optimal'", start, hint)
+        if self.strategy.divides and self.start <= 0:
+            raise InputError("start", "above 0 with strategy='optimal'", start, "The law divides by q: start at 0.01, say, and use damping.")
         self.walk = Walk(self.source, self.target, self.task, self.bridge, parameters, seed, floor)
         self._answers: Tensor | None = None
         self.progress = 0.0
         self._augment = augment
-        self._check_outputs()
+        with seeded(seed, "traverse"):
+            self._check_outputs(floor)
 
-    def _check_outputs(self) -> None:
+    def _check_outputs(self, floor: float) -> None:
         batch = next(iter(self.task.batches(min(64, self.strategy.batch_size))))
         found = {}
         for name, model in (("source", self.source), ("target", self.target)):
@@ -106,8 +108,12 @@ class Road:
             if not bool(torch.isfinite(outputs).all()):
                 raise InputError(f"outputs of the {name}", "finite numbers", "NaN or infinity", "Check its weights and the data's scale.")
             self.task.likelihood.check(outputs, batch.targets, f"the {name}")
+            if floor and isinstance(self.task.likelihood, Categorical) and floor * outputs.shape[1] >= 1:
+                raise InputError("floor", f"below 1/{outputs.shape[1]}, with {outputs.shape[1]} classes", floor)
             if isinstance(self.task.likelihood, Categorical) and _are_probabilities(outputs):
                 raise InputError(f"outputs of the {name}", "logits", "probabilities, which sum to 1", "Take the softmax at its end away.")
+        if self.drift is not None:
+            self.drift.second.check(found["target"], batch.targets, first=True)
         if found["source"].shape != found["target"].shape:
             raise InputError(
                 "target",
@@ -122,6 +128,10 @@ class Road:
         given = [name for name, value in (("steps", steps), ("samples", samples), ("seconds", seconds)) if value is not None]
         if len(given) > 1:
             raise InputError("budget", "one of steps, samples and seconds", " and ".join(given))
+        if given and given != ["steps"] and (iterations != 1 or first):
+            raise InputError(
+                "iterations" if iterations != 1 else "first", f"steps of q to count them in, not {given[0]}", iterations if iterations != 1 else first
+            )
         check_count("iterations", iterations)
         check_count("first", first, least=0)
         if samples is not None:
@@ -137,18 +147,16 @@ class Road:
             task = as_task(watch, None if isinstance(watch, Task) else self.task.likelihood)
             anyone = next(iter(self.target.parameters()), torch.zeros(()))
             task = task.to(anyone.device, anyone.dtype)
+            if not isinstance(watch, Task):
+                task = replace(task, active=self.task.active)
         for name in ("test", "validation"):
             if getattr(task, name) is not None:
                 part = name
                 break
-        chosen, left = [], certify if certify is None else check_count("certify", certify)
-        draw = generator(0, "certificate")
-        for batch in task.batches(1000 if left is None else min(left, 1000), draw, part):
-            chosen.append(batch)
-            if left is not None:
-                left -= len(batch.targets)
-                if left <= 0:
-                    break
+        size = 1000 if certify is None else min(check_count("certify", certify), 1000)
+        with seeded(0, "certificate"), torch.no_grad(), evaluating(self.target):
+            chosen = list(up_to(task.batches(size, generator(0, "certificate"), part), certify))
+            task.check(apply(self.target, chosen[0]), chosen[0].targets, part, first=True)
         return Certifier(self.walk, chosen, task)
 
     def next(self, q: float, done: float, progress: float, move: Move) -> float:
@@ -156,19 +164,49 @@ class Road:
         found = self.schedule.next(self.start, q, done, progress, Ahead(self.bridge, move.source, move.outputs))
         return min(1.0, max(q, found))
 
-    def ready(self) -> Ready:
-        """The source frozen, both models in their modes, the strategy begun; all undone afterwards."""
-        return Ready(self)
+    @contextmanager
+    def ready(self) -> Iterator[None]:
+        """Inside the block the source is frozen, both models are in their modes, and the strategy has begun; all is undone afterwards."""
+        needed = [p for p in self.source.parameters() if p.requires_grad]
+        modes = {module: module.training for model in (self.source, self.target) for module in model.modules()}
+        try:
+            for p in needed:
+                p.requires_grad_(False)
+            self.source.eval()
+            self.target.train(not self.strategy.evaluation)
+            if self.strategy.evaluation:
+                self._settle_batchnorm()
+            self.strategy.begin(self.walk)
+            yield
+        finally:
+            for p in needed:
+                p.requires_grad_(True)
+            for module, mode in modes.items():
+                module.training = mode
+            try:
+                self.strategy.end(self.walk)
+            finally:
+                for p in self.walk.parameters.values():
+                    p.grad = None
 
-    def settle_batchnorm(self) -> None:
-        """Give batch-norm layers that never saw data their statistics; second-order steps keep them as they are."""
+    def _settle_batchnorm(self) -> None:
+        """Give batch-norm layers that never saw data their statistics, the mean over some batches; second-order steps keep them as they are."""
         layers = [module for module in self.target.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-        if not any(layer.num_batches_tracked is not None and int(layer.num_batches_tracked) == 0 for layer in layers):
+        fresh = {layer: layer.momentum for layer in layers if layer.num_batches_tracked is not None and int(layer.num_batches_tracked) == 0}
+        if not fresh:
             return
-        self.target.train()
-        with torch.no_grad():
-            for batch in islice(self.task.batches(self.strategy.batch_size, generator(self.seed, "batchnorm")), 20):
-                apply(self.target, batch)
+        try:
+            for layer in fresh:
+                layer.momentum = None  # equal weights
+                layer.train()
+            with torch.no_grad():
+                for batch in islice(self.task.batches(self.strategy.batch_size, generator(self.seed, "batchnorm")), 20):
+                    if len(batch.targets) > 1:
+                        apply(self.target, batch)
+        finally:
+            for layer, momentum in fresh.items():
+                layer.momentum = momentum
+                layer.eval()
 
     def batches(self) -> Iterator[tuple[Batch, Tensor]]:
         """Batches without end, and the source's answers to them."""
@@ -214,45 +252,10 @@ class Road:
         return found
 
     def _ask(self, batch: Batch) -> Tensor:
-        with torch.no_grad():
-            outputs = apply(self.source, batch)
-        if not all_finite(outputs):
+        answers = self.walk.ask(batch)
+        if not all_finite(answers):
             raise InputError("outputs of the source", "finite numbers", "NaN or infinity", "Check the data: the source cannot answer some of them.")
-        family = self.bridge.family
-        return family.floored(family.answer(outputs), self.walk.floor)
-
-
-@dataclass
-class Ready:
-    """The source frozen, both models in their modes, the strategy begun; all undone afterwards.
-
-    Args:
-        road: The road.
-    """
-
-    road: Road
-
-    def __enter__(self) -> None:
-        road = self.road
-        self._needed = [p for p in road.source.parameters() if p.requires_grad]
-        for p in self._needed:
-            p.requires_grad_(False)
-        self._modes = {module: module.training for model in (road.source, road.target) for module in model.modules()}
-        road.source.eval()
-        if road.strategy.evaluation:
-            road.settle_batchnorm()
-        road.target.train(not road.strategy.evaluation)
-        road.strategy.begin(road.walk)
-
-    def __exit__(self, *_: object) -> None:
-        road = self.road
-        road.strategy.end(road.walk)
-        for p in self._needed:
-            p.requires_grad_(True)
-        for module, mode in self._modes.items():
-            module.training = mode
-        for p in road.walk.parameters.values():
-            p.grad = None
+        return answers
 
 
 def _are_probabilities(outputs: Tensor) -> bool:

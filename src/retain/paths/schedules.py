@@ -168,9 +168,8 @@ class Course(Schedule):
         if not 0 <= found <= 1:
             raise InputError("schedule", "numbers between 0 and 1", f"q = {found:g} at progress {progress:.3g}")
         if found < q:
-            raise InputError(
-                "schedule", "a q that never falls", f"{found:g} after {q:g}, at progress {progress:.3g}", "A path goes from the source to the target."
-            )
+            hint = f"The path starts at {start:g}: pass start=, or a function that begins there and never falls."
+            raise InputError("schedule", "a q that never falls", f"{found:g} after {q:g}, at progress {progress:.3g}", hint)
         if progress >= 1 and found < 1:
             raise InputError("schedule", "q = 1 at the end", f"{found:g}", "Let the function reach 1 at progress 1.")
         return found

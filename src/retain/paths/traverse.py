@@ -61,11 +61,11 @@ def traverse(
         strategy: ``optimal``, ``retention``, ``distillation``, ``task``, ``ramp``, ``frozen``, ``sudden``, or one made with settings.
         schedule: ``linear``, ``geometric``, ``sin2``, ``fisher-speed``, ``retention-budget``, or a function from progress in [0, 1] to q.
         bridge: ``mixture``, ``exponential`` or ``great-circle``; regression knows ``exponential``.
-        start: q at the start, in [0, 1); ``optimal`` needs it above 0, and 0.01 or more on a mixture.
+        start: q at the start, in [0, 1); ``optimal`` needs it above 0. Smaller is nearer to the source, and takes more steps.
         steps: Steps of q.
         iterations: Updates in each of them.
         first: Updates before q moves.
-        samples: Samples to see.
+        samples: Samples to see, in whole batches.
         seconds: CPU seconds, over all threads; measurements are not counted.
         points: Of a budget of samples or seconds: certify so many steps, evenly spaced.
         watch: What steps are certified on; by default the task's test, else its validation, else its training data.
@@ -100,7 +100,7 @@ def traverse(
     clock = road.clock(steps, iterations, first, samples, seconds)
     certifier = road.certifier(watch, certify)
     recorder = recorder or Silent()
-    path = Path(repr(road.strategy), road.bridge.name, road.schedule.name, target=target)
+    path = Path(repr(road.strategy), road.bridge.name, road.schedule.name, score_name=road.task.likelihood.score_name, target=target)
     facts: dict[str, Any] = {}
 
     def log(before: float, q: float, *, begin: bool = False) -> None:
@@ -125,7 +125,7 @@ def traverse(
             batch, answers = next(batches)
             done = road.progress
             progress, moves = clock.ahead(len(batch.targets))
-            move = Move(road.walk, q, q, progress, moves, batch, answers, number, done)
+            move = Move(road.walk, q, q, progress, batch, answers, number, done)
             if moves and progress > 0:
                 move.to = road.next(q, done, progress, move)
             facts = road.strategy.update(move)
@@ -140,6 +140,7 @@ def traverse(
                 log(certified, q)
                 certified = q
         if certified < 1 or not isinstance(clock, Steps):
+            facts.clear()
             log(certified, 1.0)  # what is left of the way, without another update
         path.distance = certifier.distance()
     path.iterations, path.samples, path.seconds = clock.iterations, clock.samples, clock.seconds

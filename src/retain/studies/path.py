@@ -128,15 +128,16 @@ class PathStudy(Study):
                 entry = _take(dense, sparse, task, arm, spec, seed, keeper.recorder(stage), "long", {"samples": spec.epochs * task.n}, 1.0)
                 found["long"].append({"arm": arm, "K": K, **entry})
         for name in spec.pairs:
-            members, join, target = pair(name, derive(seed, "initialisation") % 2**31)
-            ends = []
-            for number, member in enumerate(members):
-                ends.append(learn(member, [task], epochs=2, batch_size=64, schedule="cosine", seed=seed + number, device=spec.device).rows[-1][0])
-            source = join(members)
-            for arm in show.PAIR_ARMS:
-                start = copy(target)
-                entry = _take(source, start, task, arm, spec, seed, keeper.recorder(f"{arm}@{name}"), "seconds", {"seconds": spec.pair_seconds}, 1.0)
-                found["pairs"].append({"pair": name, "arm": arm, "source": evaluate(source, task).score, **entry})
+            recorders = {arm: keeper.recorder(f"{arm}@{name}") for arm in show.PAIR_ARMS}
+            entries = {arm: _stored(recorder) for arm, recorder in recorders.items()}
+            if not all(entries.values()):
+                members, join, target = pair(name, derive(seed, "initialisation") % 2**31)
+                for number, member in enumerate(members):
+                    learn(member, [task], epochs=2, batch_size=64, schedule="cosine", seed=seed + number, device=spec.device, consolidate_last=False)
+                source = join(members)
+            for arm, recorder in recorders.items():
+                entry = entries[arm] or _take(source, copy(target), task, arm, spec, seed, recorder, "seconds", {"seconds": spec.pair_seconds}, 1.0)
+                found["pairs"].append({"pair": name, "arm": arm, **entry})
         if spec.spikes:
             found["spikes"] = spikes(dense, lambda: _sparse(spec, dense, max(spec.K), seed, task), task, _later(spec), seed, keeper)
         return found
@@ -180,6 +181,11 @@ def _budget(spec: PathSpec, budget: str) -> dict[str, Any]:
     return {budget: getattr(spec, budget)}
 
 
+def _stored(recorder: Recorder) -> dict[str, Any] | None:
+    state = recorder.load()
+    return state["entry"] if state is not None and state["done"] else None
+
+
 def _take(
     source: nn.Module,
     target: nn.Module,
@@ -193,10 +199,8 @@ def _take(
     factor: float,
 ) -> dict[str, Any]:
     """One traversal, or what is stored of it."""
-    stored = recorder.load()
-    if stored is not None and stored["done"]:
-        entry: dict[str, Any] = stored["entry"]
-        return entry
+    if stored := _stored(recorder):
+        return stored
     way = WAYS[arm]
     more: dict[str, Any] = dict(way.few) if kind == "samples" else {}
     start = more.pop("start", spec.q_start)
@@ -229,6 +233,7 @@ def _take(
         return {"accuracy": 0.0, "validation": 0.0, "strategy": repr(strategy), "diverged": True}
     steps = [{key: step[key] for key in _KEPT if key in step} for step in path.steps]
     entry = {
+        "source": evaluate(source, task).score,
         "accuracy": evaluate(target, task).score,
         "validation": evaluate(target, task, part="validation").score if task.validation is not None else evaluate(target, task).score,
         "kl": path.kl,

@@ -87,7 +87,6 @@ WAYS: dict[Arm, Way] = {
     "retention-all": Way("retention, everything kept", _descent(Retention, "all", lr=0.4)),
     "retention-replay": Way("retention, the law's share, replay of 10,000", _descent(Retention, "optimal", replay=10000, lr=0.4)),
 }
-FIRST_ORDER: tuple[Arm, ...] = ("task", "task-target", "kd", "kd-adam", "kd-reverse", "kd-skew", "ramp")
 SMOOTH = ("kd",)
 """Arms that have a temperature, raised in the long runs."""
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from retain.figures import Bars, Figure, Lines, Series, Table
 from retain.metrics import Estimate, estimate
-from retain.studies.path_arms import FIRST_ORDER, PAIRS, WAYS
-from retain.studies.path_spec import MAIN, Arm, PathSpec
+from retain.studies.path_arms import PAIRS, WAYS
+from retain.studies.path_spec import Arm, PathSpec
 from retain.studies.path_spikes import CASES
 
 Results = Sequence[dict[str, Any]]
@@ -214,7 +214,8 @@ def _along(spec: PathSpec, results: Results) -> Lines:
         marks={"q = 0.5": 0.5},
         id="along",
         caption=(
-            "Up to q = 0.5 the mixture answers as the dense network does, whatever the sparse one has learned: its flat curve proves nothing. Only the "
+            "Up to q = 0.5 the mixture answers as the dense network does where that is sure, whatever the sparse one has learned: "
+            "its flat curve proves nothing. Only the "
             "other one can be deployed."
         ),
     )
@@ -254,9 +255,4 @@ def _shares(results: Results) -> Lines:
     return Lines("A path on which the data change", "q", "", panels=panels, id="shares", caption=caption)
 
 
-def best_first_order(spec: PathSpec, results: Results, K: int, budget: str) -> Arm:
-    """The first-order way with the best validation accuracy."""
-    return max((arm for arm in FIRST_ORDER if arm in spec.arms), key=lambda arm: _of(results, arm, K, budget, "validation").mean)
-
-
-__all__ = ["MAIN", "PAIR_ARMS", "best_first_order", "figures", "pick", "sentence", "tables"]
+__all__ = ["PAIR_ARMS", "figures", "pick", "sentence", "tables"]

@@ -4,6 +4,7 @@ from retain.errors import InputError, nearest
 from retain.paths.strategies.base import Move, Strategy, Walk
 from retain.paths.strategies.distillation import Distillation
 from retain.paths.strategies.firstorder import FirstOrder
+from retain.paths.strategies.joined import Joined
 from retain.paths.strategies.optimal import Optimal
 from retain.paths.strategies.ramp import PruningRamp
 from retain.paths.strategies.retention import Retention
@@ -37,6 +38,7 @@ __all__ = [
     "Distillation",
     "FirstOrder",
     "Frozen",
+    "Joined",
     "Move",
     "Optimal",
     "PruningRamp",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -36,6 +36,12 @@ class Walk:
     seed: int
     floor: float
 
+    def ask(self, batch: Batch) -> Tensor:
+        """The source's answers to a batch, in the family's coordinates and with its floor."""
+        family = self.bridge.family
+        with torch.no_grad():
+            return family.floored(family.answer(apply(self.source, batch)), self.floor)
+
 
 @dataclass
 class Move:
@@ -46,7 +52,6 @@ class Move:
         start: q before.
         to: q after.
         progress: Share of the budget that is spent when this iteration is done, in [0, 1].
-        first: Whether it is the first iteration at this q.
         batch: Samples.
         source: The source's answers to them, in the family's coordinates.
         number: Of the iteration, from 0.
@@ -57,7 +62,6 @@ class Move:
     start: float
     to: float
     progress: float
-    first: bool
     batch: Batch
     source: Tensor
     number: int
@@ -67,7 +71,11 @@ class Move:
     @property
     def rate(self) -> float:
         """The law's share of a whole natural-gradient step, (q' - q) / q', in [0, 1]; 1 where q stands still."""
-        return (self.to - self.start) / self.to if self.first and self.to > 0 else 1.0
+        return (self.to - self.start) / self.to if self.to > self.start else 1.0
+
+    def elsewhere(self, batch: Batch | None = None, source: Tensor | None = None) -> Move:
+        """The same move with other samples, or for a target that has changed: its outputs are computed anew."""
+        return replace(self, batch=batch or self.batch, source=self.source if source is None else source, _outputs=None)
 
     def outputs(self) -> Tensor:
         """The target's outputs with their graph, computed once."""
@@ -93,6 +101,8 @@ class Strategy(ABC):
     batch_size: int = 128
     evaluation: ClassVar[bool] = False
     """Whether the target is kept in evaluation mode, as second-order steps need."""
+    divides: bool = False
+    """Whether it divides by q, so that a path cannot start at 0."""
     jumps: ClassVar[bool] = False
     """Whether q goes from 0 to 1 at once, without training."""
 

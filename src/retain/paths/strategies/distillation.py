@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from retain.errors import InputError, check_positive
@@ -61,6 +62,10 @@ class Distillation(FirstOrder):
         if self.divergence == "skew":
             return move.divergence(move.outputs())
         family, T = move.walk.bridge.family, self.temperature
-        source, answer = family.answer(move.source / T) if T != 1 else move.source, family.answer(move.outputs() / T)
+        source, answer = move.source, move.outputs()
+        if T != 1:  # a masked output stays the lowest number
+            lowest = torch.finfo(answer.dtype).min
+            source, answer = family.answer((source / T).clamp_min(lowest)), (answer / T).clamp_min(lowest)
+        answer = family.answer(answer)
         one, other = (source, answer) if self.divergence == "forward" else (answer, source)
         return T**2 * family.kl(one, other).mean()

@@ -20,7 +20,7 @@ class FirstOrder(Strategy):
         optimizer: ``adam``, ``adamw``, ``sgd``, ``momentum``, or a function from parameters to an optimiser.
         lr: Learning rate.
         schedule: Its course over the path: ``constant`` or ``cosine``.
-        warmup: Share of the path over which it rises from 0, in [0, 1).
+        warmup: Share of the path over which it rises from 0, in [0, 1); updates before q moves are not warmed up.
         batch_size: Samples a step.
 
     Raises:
@@ -53,7 +53,7 @@ class FirstOrder(Strategy):
 
     def update(self, move: Move) -> dict[str, Any]:
         """One step down the loss."""
-        share = factor(self.schedule, move.done) * (min(1.0, move.progress / self.warmup) if self.warmup else 1.0)
+        share = factor(self.schedule, move.done) * (min(1.0, move.progress / self.warmup) if self.warmup and move.progress else 1.0)
         for group, rate in zip(self._steps.param_groups, self._initial, strict=True):
             group["lr"] = rate * share
         self._steps.zero_grad()
@@ -68,5 +68,4 @@ class FirstOrder(Strategy):
 
     def end(self, walk: Walk) -> None:
         """Let the optimiser's state go."""
-        self._steps.zero_grad()
-        del self._steps
+        vars(self).pop("_steps", None)

@@ -91,6 +91,12 @@ class Optimal(Strategy):
         self.trust = None if trust is None else check_positive("trust", trust)
         self.decay, self.refresh, self.adapt = decay, check_count("refresh", refresh), check_count("adapt", adapt, least=0)
         self.batch_size = check_count("batch_size", batch_size)
+        self._factors: RunningKronecker | None = None
+
+    @property
+    def divides(self) -> bool:  # type: ignore[override]
+        """The law does; with ``metric="target"`` nothing is taken at q."""
+        return self.metric == "path"
 
     def begin(self, walk: Walk) -> None:
         """Nothing is known of the curvature."""
@@ -119,7 +125,7 @@ class Optimal(Strategy):
         if self._factors:
             self._observe(tangent, outputs, scale)
         model = Linearised(outputs, parameters, tangent.slope * (scale / n))
-        gradient = model.first
+        gradient = _finite(model.first)
         solve = self._by_factors if self.solver == "kfac" else self._by_products
         step, change = solve(model, tangent, gradient, scale / n)  # of the weights, and of the outputs by them
         bend = float((change * tangent.metric(change)).sum()) * scale / n

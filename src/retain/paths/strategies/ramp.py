@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch.utils.hooks import RemovableHandle
+
 from retain.errors import InputError
 from retain.models.gates import Gate
 from retain.paths.strategies.base import Move, Strategy, Walk
@@ -29,22 +31,35 @@ class PruningRamp(Strategy):
         if not 0 < until <= 1:
             raise InputError("until", "a number in (0, 1]", until)
         self.strategy, self.until = strategy or Distillation(), until
-        self.batch_size = self.strategy.batch_size
-        self.evaluation = self.strategy.evaluation  # type: ignore[misc]
+        self._handles: list[RemovableHandle] = []
+
+    @property
+    def batch_size(self) -> int:  # type: ignore[override]
+        """That of the strategy."""
+        return self.strategy.batch_size
+
+    @property
+    def evaluation(self) -> bool:  # type: ignore[override]
+        """That of the strategy."""
+        return self.strategy.evaluation
+
+    @property
+    def divides(self) -> bool:  # type: ignore[override]
+        """That of the strategy."""
+        return self.strategy.divides
 
     def begin(self, walk: Walk) -> None:
         """Remember the gates' own K; widths are seen in the first pass."""
         self._final = {gate: gate.K for gate in walk.target.modules() if isinstance(gate, Gate)}
         if not self._final:
             raise InputError("target", "gates to close slowly", "none", "Make it with retain.models.sparsify.")
-        self._widths: dict[Gate, int] = {}
         self._handles = [gate.register_forward_pre_hook(self._see) for gate in self._final]
         self.strategy.begin(walk)
 
     def _see(self, gate: Any, inputs: tuple[Any, ...]) -> None:
-        self._widths[gate] = inputs[0].shape[gate.axis(inputs[0])]
         if self._left is not None:
-            gate.K = round(self._final[gate] + (self._widths[gate] - self._final[gate]) * self._left)
+            width = inputs[0].shape[gate.axis(inputs[0])]
+            gate.K = round(self._final[gate] + (width - self._final[gate]) * self._left)
 
     _left: float | None = None
 
@@ -52,7 +67,7 @@ class PruningRamp(Strategy):
         """Set K, then let the strategy move."""
         self._left = max(0.0, 1 - move.progress / self.until) ** 3
         try:
-            facts = self.strategy.update(move)
+            facts = self.strategy.update(move.elsewhere())
         finally:
             self._left = None
             for gate, K in self._final.items():
@@ -61,6 +76,6 @@ class PruningRamp(Strategy):
 
     def end(self, walk: Walk) -> None:
         """Take the hooks away."""
-        for handle in self._handles:
-            handle.remove()
+        while self._handles:
+            self._handles.pop().remove()
         self.strategy.end(walk)

@@ -14,9 +14,9 @@ from retain.curvature import fisher
 from retain.errors import InputError, check_count
 from retain.methods.ssr import SSR
 from retain.models.mixture import check_share
-from retain.paths.joined import Joined
 from retain.paths.strategies.base import Move, Walk
 from retain.paths.strategies.firstorder import FirstOrder
+from retain.paths.strategies.joined import Joined
 from retain.seeds import generator
 from retain.tasks.batch import Batch
 from retain.tasks.data import TensorData
@@ -92,10 +92,10 @@ class Retention(FirstOrder):
     def begin(self, walk: Walk) -> None:
         """Nothing is held, nothing kept."""
         super().begin(walk)
-        self._joined = Joined(walk.source, walk.target, walk.bridge, floor=walk.floor)
+        self._joined = Joined(walk)
         self._pull: SSR | None = None
         self._belief: Belief | None = None
-        self._share = 0.0 if self.retained == "optimal" else float(self.retained)
+        self._share = 1.0 if self.retained == 1.0 else 0.0  # there is nothing to hold to before the first measurement
         self._seen = self._since = self._step_samples = 0
         self._memory: tuple[Tensor, Tensor] | None = None
         self._places = generator(walk.seed, "replay")
@@ -104,14 +104,12 @@ class Retention(FirstOrder):
 
     def update(self, move: Move) -> dict[str, Any]:
         """Renew the belief where q has moved, then one step."""
-        batch = self._with_memory(move)
         if self._since >= self.every and move.start > 0:  # at q = 0 the answers do not depend on the target: there is nothing to know
             self._renew(move)
         self._joined.q = move.to
-        mixed = replace(move, batch=batch, source=self._joined.answers(batch) if batch is not move.batch else move.source)
         facts = {"share": self._share}
         if self._share < 1:
-            facts |= super().update(mixed)
+            facts |= super().update(self._with_memory(move))
         self._since += 1
         self._seen += len(move.batch.targets)
         self._step_samples += len(move.batch.targets)
@@ -157,10 +155,11 @@ class Retention(FirstOrder):
 
     def _known(self, walk: Walk) -> Task:
         """The samples that the belief is measured on."""
-        inputs, targets = self._last.inputs, self._last.targets
-        if self._memory is not None:
-            inputs, targets = self._memory
-        return Task((inputs, targets), likelihood=walk.task.likelihood, active=walk.task.active)
+        options: dict[str, Any] = {"likelihood": walk.task.likelihood, "active": walk.task.active}
+        pair = self._memory or (self._last.inputs, self._last.targets)
+        if isinstance(pair[0], Tensor):
+            return Task(pair, **options)
+        return Task([pair], n=len(pair[1]), **options)
 
     def _remember(self, batch: Batch) -> None:
         """A reservoir: every sample seen so far is in it with the same probability (Vitter 1985, algorithm R)."""
@@ -168,23 +167,25 @@ class Retention(FirstOrder):
             return
         inputs, targets = batch.inputs, batch.targets
         if self._memory is None:
-            self._memory = inputs[: self.replay].clone(), targets[: self.replay].clone()
-            return
+            self._memory = inputs[:0].clone(), targets[:0].clone()
         room = self.replay - len(self._memory[1])
         if room:
             self._memory = torch.cat([self._memory[0], inputs[:room]]), torch.cat([self._memory[1], targets[:room]])
             inputs, targets = inputs[room:], targets[room:]
-        if len(targets):
-            seen = self._seen - len(targets) + torch.arange(1, len(targets) + 1)
-            places = (torch.rand(len(targets), generator=self._places) * seen).long()
-            kept = places < self.replay
-            self._memory[0][places[kept]], self._memory[1][places[kept]] = inputs[kept], targets[kept]
+        seen = self._seen - len(targets) + torch.arange(1, len(targets) + 1)
+        places = (torch.rand(len(targets), generator=self._places, dtype=torch.float64) * seen).long()
+        last = {place: row for row, place in enumerate(places.tolist()) if place < self.replay}  # of two samples for one place the later one
+        if last:
+            into, rows = (torch.tensor(list(part), device=targets.device) for part in (last.keys(), last.values()))
+            self._memory[0][into], self._memory[1][into] = inputs[rows], targets[rows]
 
-    def _with_memory(self, move: Move) -> Batch:
+    def _with_memory(self, move: Move) -> Move:
+        """The move with half of its batch drawn from memory."""
         if self._memory is None:
-            return move.batch
+            return move
         half = len(move.batch.targets) // 2
-        rows = torch.randint(len(self._memory[1]), (half,), generator=self._places)
+        rows = torch.randint(len(self._memory[1]), (half,), generator=self._places).to(move.batch.targets.device)
         new = len(move.batch.targets) - half
         inputs = torch.cat([move.batch.inputs[:new], self._memory[0][rows]])
-        return Batch(inputs, torch.cat([move.batch.targets[:new], self._memory[1][rows]]), move.batch.task)
+        batch = Batch(inputs, torch.cat([move.batch.targets[:new], self._memory[1][rows]]), move.batch.task)
+        return move.elsewhere(batch, move.walk.ask(batch))
