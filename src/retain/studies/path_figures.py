@@ -14,8 +14,8 @@ from retain.studies.path_spikes import CASES
 
 Results = Sequence[dict[str, Any]]
 PAIR_ARMS: tuple[Arm, ...] = ("kd", "optimal", "natural")
-_SHOWN: tuple[Arm, ...] = ("natural", "kd", "optimal", "optimal-floor", "kd-adam", "task-target", "task", "kd-skew", "ramp", "retention-optimal")
-_COLORS: dict[str, int] = {arm: i for i, arm in enumerate(_SHOWN)}
+_SHOWN: tuple[Arm, ...] = ("natural", "kd", "optimal", "kd-adam", "task-target", "task", "retention-optimal")
+_COLORS: dict[str, int] = {arm: i for i, arm in enumerate((*_SHOWN, "", "kd-skew"))}
 
 
 def pick(result: dict[str, Any], arm: str, K: int, budget: str, factor: float = 1.0) -> dict[str, Any]:
@@ -150,47 +150,38 @@ def figures(spec: PathSpec, results: Results) -> list[Figure]:
     return found or [_bars(spec, results)]
 
 
-def _curve(
-    results: Results,
-    pickup: Callable[[dict[str, Any]], dict[str, Any]],
-    x: str,
-    y: str,
-    name: str,
-    color: int | None,
-    scale: float = 100,
-    *,
-    dashed: bool = False,
-) -> Series:
+def _curve(ways: list[dict[str, Any]], x: str, y: str, name: str, color: int | None, value: Callable[[float], float] = lambda share: 100 * share) -> Series:
     """A quantity over the certified steps: means over seeds at the same step."""
-    ways = [pickup(r) for r in results]
-    length = min(len(way["steps"]) for way in ways)
     xs, ys, errors = [], [], []
-    for i in range(length):
-        values = [way["steps"][i].get(y) for way in ways]
-        if any(value is None or math.isnan(value) for value in values):
+    for steps in zip(*(way["steps"] for way in ways), strict=False):
+        found = [step.get(y) for step in steps]
+        if any(one is None or math.isnan(one) for one in found):
             continue
-        end = estimate(values)
-        xs.append(math.fsum(way["steps"][i][x] for way in ways) / len(ways))
-        ys.append(scale * end.mean)
-        errors.append(scale * end.error)
-    return Series(name, xs, ys, errors if len(ways) > 1 else None, color=color, dashed=dashed)
+        end = estimate(value(one) for one in found)
+        xs.append(math.fsum(step[x] for step in steps) / len(steps))
+        ys.append(end.mean)
+        errors.append(end.error)
+    return Series(name, xs, ys, errors if len(ways) > 1 else None, color=color)
+
+
+def _picked(results: Results, arm: str, K: int, budget: str) -> list[dict[str, Any]]:
+    return [pick(r, arm, K, budget) for r in results]
 
 
 def _over(spec: PathSpec, results: Results, budget: str) -> Lines:
     x, label = ("seconds", "CPU seconds") if budget == "seconds" else ("samples", "samples seen")
     panels = {}
-    shown = [arm for arm in _SHOWN if arm in spec.arms]
     for K in spec.K[:2]:
+        shown = [arm for arm in _SHOWN if arm in _known(results, K, budget)]
         panels[f"K = {K}"] = [
-            _curve(results, lambda r, arm=arm, K=K: pick(r, arm, K, budget), x, "accuracy", WAYS[arm].title, _COLORS[arm])  # type: ignore[misc]
-            for arm in shown
-            if arm in _known(results, K, budget)
+            _curve(_picked(results, arm, K, budget), x, "accuracy", WAYS[arm].title, _COLORS[arm], lambda share: 100 * (1 - share)) for arm in shown
         ]
     return Lines(
         f"The sparse network alone, {_equal(spec, budget)}",
         label,
-        "test accuracy, %",
+        "test error, %",
         panels=panels,
+        y_log=True,
         id=f"over-{budget}",
         caption="Bands are one standard error over seeds. Each line ends where its budget does; learning rates and q are timed to it.",
     )
@@ -201,8 +192,8 @@ def _along(spec: PathSpec, results: Results) -> Lines:
     shown = [arm for arm in ("optimal", "kd", "kd-adam", "task", "retention-optimal") if arm in spec.arms][:3]
     panels = {
         WAYS[arm].title: [
-            _curve(results, lambda r, arm=arm: pick(r, arm, K, budget), "q", "mixture_accuracy", "mixture", 7),  # type: ignore[misc]
-            _curve(results, lambda r, arm=arm: pick(r, arm, K, budget), "q", "accuracy", "sparse alone", _COLORS[arm]),  # type: ignore[misc]
+            _curve(_picked(results, arm, K, budget), "q", "mixture_accuracy", "mixture", 7),
+            _curve(_picked(results, arm, K, budget), "q", "accuracy", "sparse alone", _COLORS[arm]),
         ]
         for arm in shown
     }
@@ -223,12 +214,12 @@ def _along(spec: PathSpec, results: Results) -> Lines:
 
 def _lost(spec: PathSpec, results: Results) -> Lines:
     K, budget = spec.K[0], spec.budgets[0]
-    shown = [arm for arm in _SHOWN if arm in spec.arms]
+    shown = [arm for arm in ("natural", "kd", "optimal", "task", "kd-skew", "retention-optimal") if arm in spec.arms]
     return Lines(
         f"From the dense network to the sparse one, K = {K}",
         "q",
         "KL, nats",
-        [_curve(results, lambda r, arm=arm: pick(r, arm, K, budget), "q", "kl_target", WAYS[arm].title, _COLORS[arm], 1) for arm in shown],  # type: ignore[misc]
+        [_curve(_picked(results, arm, K, budget), "q", "kl_target", WAYS[arm].title, _COLORS[arm], lambda nats: nats) for arm in shown],
         y_log=True,
         id="lost",
         caption="How far the sparse network's answers are from the source's, KL(source || target) in nats on test images.",
