@@ -23,10 +23,9 @@ class Certifier:
     r"""Measures every step of a path on the same samples, whatever the strategy says of itself.
 
     Of a step from :math:`p_n` (q and weights before) to :math:`p_{n+1}` it measures the loss :math:`\mathrm{KL}(p_n \| p_{n+1})` in nats and the
-    Fisher-Rao length
-    (root mean square over samples), and what moving q alone would have lost, so that ``retained`` is the share of that loss which the change of weights
-    saved: 1 - KL(step) / KL(q alone). Lengths add up from the source itself, the way to the first q included, so by the triangle inequality the sum is at
-    least the distance from the source to the target, whatever the path.
+    Fisher-Rao length (root mean square over samples), and what moving q alone would have lost, so that ``retained`` is the share of that loss which
+    the change of weights saved: 1 - KL(step) / KL(q alone). Lengths add up from the source itself, the way to the first q included, so by the
+    triangle inequality the sum is at least the distance from the source to the target, whatever the path.
 
     Args:
         walk: The path.

@@ -44,12 +44,10 @@ class Path:
         """One quantity over the steps.
 
         ``q``, ``dq``; ``accuracy`` of the target alone and ``mixture_accuracy`` of the bridge's point; ``nll`` of the target; ``kl_target`` and
-        ``kl_mixture``, from the
-        source to either, nats; ``kl_step``, ``kl_frozen`` (had only q moved), ``retained`` = 1 - kl_step / kl_frozen; ``length_step``, ``length``;
-        ``active`` units by layer;
-        ``iterations``, ``samples``, ``seconds`` so far; what the strategy logs: ``rate``, ``damping``, ``predicted`` and ``actual`` change of the
-        batch's divergence,
-        ``taken_back``, ``kept`` (by the law's last update, to first order), ``share``, ``loss``.
+        ``kl_mixture``, from the source to either, nats; ``kl_step``, ``kl_frozen`` (had only q moved), ``retained`` = 1 - kl_step / kl_frozen;
+        ``length_step``, ``length``; ``active`` units by layer; ``iterations``, ``samples``, ``seconds`` so far; what the strategy logs: ``rate``,
+        ``damping``, ``predicted`` and ``actual`` change of the batch's divergence, ``taken_back``, ``kept`` (by the law's last update, to first
+        order), ``share``, ``loss``.
 
         Args:
             name: Of the quantity.

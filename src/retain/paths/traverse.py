@@ -45,14 +45,12 @@ def traverse(
     r"""Carry what one model answers into another, along a path of distributions from the first to the second.
 
     The two models are joined by a bridge, such as the mixture :math:`p_q = (1-q)\,p_{\text{source}} + q\,p_{\text{target}}`. While q goes from its
-    start to 1 the
-    strategy changes the target's weights, ``optimal`` so that each step loses the least information (see :class:`retain.paths.Optimal` for the law
-    and its source).
-    The source is never changed. Every certified step says what was lost, in nats, on samples that are only looked at.
+    start to 1 the strategy changes the target's weights, ``optimal`` so that each step loses the least information (see
+    :class:`retain.paths.Optimal` for the law and its source). The source is never changed. Every certified step says what was lost, in nats, on
+    samples that are only looked at.
 
     The budget is one of: ``steps`` of q (100 if nothing is said), each of some ``iterations``; ``samples``; or ``seconds`` of CPU time. In the
-    latter two q moves in
-    every iteration.
+    latter two q moves in every iteration.
 
     Args:
         source: Any classifier or regressor; frozen.

@@ -18,9 +18,9 @@ Divergence = Literal["forward", "reverse", "skew"]
 class Distillation(FirstOrder):
     r"""Gradient descent on a divergence between the source's answers and the target's (Hinton, Vinyals and Dean 2015, https://arxiv.org/abs/1503.02531).
 
-    ``forward``: :math:`T^2\,\mathrm{KL}(p_d \| p_s)` at temperature T. ``reverse``: :math:`T^2\,\mathrm{KL}(p_s \| p_d)`. ``skew``: the bridge's own
-    divergence at q,
-    for the mixture :math:`\mathrm{KL}(p_d \| (1-q) p_d + q p_s)`, which is the optimal law without its natural gradient. The first two pay no attention to q.
+    ``forward``: :math:`T^2\,\mathrm{KL}(p_d \| p_s)` at temperature T. ``reverse``: :math:`T^2\,\mathrm{KL}(p_s \| p_d)`. ``skew``: the bridge's
+    own divergence at q, for the mixture :math:`\mathrm{KL}(p_d \| (1-q) p_d + q p_s)`, which is the optimal law without its natural gradient. The
+    first two pay no attention to q.
 
     Args:
         divergence: ``forward``, ``reverse`` or ``skew``.

@@ -35,11 +35,10 @@ class Optimal(Strategy):
     natural-gradient time, however fine the grid: finer steps are not longer training. ``rate`` lifts that limit.
 
     ``gauss-newton`` solves by conjugate gradients, warm-started, each product an exact one with the batch's F. ``kfac`` takes the running Kronecker
-    factors of F
-    for a direction, and then its best multiple under the exact F, or with ``momentum`` the best combination of it and the step before, a
-    two-dimensional problem
-    (Martens and Grosse 2015, section 7, https://arxiv.org/abs/1503.05671). ``kfac-cg`` preconditions conjugate gradients with the factors. With ``adapt``,
-    damping follows Levenberg and Marquardt: by how much the batch's divergence changed, over how much was predicted; a step that raises it is taken back.
+    factors of F for a direction, and then its best multiple under the exact F, or with ``momentum`` the best combination of it and the step before,
+    a two-dimensional problem (Martens and Grosse 2015, section 7, https://arxiv.org/abs/1503.05671). ``kfac-cg`` preconditions conjugate gradients
+    with the factors. With ``adapt``, damping follows Levenberg and Marquardt: by how much the batch's divergence changed, over how much was
+    predicted; a step that raises it is taken back.
 
     Args:
         solver: ``gauss-newton``, for any module, or ``kfac``, for modules with closed forms.

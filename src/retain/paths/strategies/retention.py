@@ -32,11 +32,9 @@ class Retention(FirstOrder):
     .. math:: \mathcal{L}(\theta) = \pi\,\overline{-\log p_q(y)} + (1 - \pi)\,\tfrac12 (\theta - \theta_{n})^\top \hat F\,(\theta - \theta_{n}),
 
     with :math:`\hat F` what is known about the path so far: the mixture's Fisher, low rank plus diagonal (:class:`~retain.methods.SSR`), measured
-    after each step
-    and taken into the belief with the weight that was retained. The retained share :math:`1 - \pi` comes from the retention law (W. E. Durno 2024):
-    :math:`\pi = n_B / (s\,n_A + n_B)` with s of :class:`~retain.beliefs.RetentionLaw`, :math:`n_A` the belief's samples and :math:`n_B` those of a
-    step. As its author
-    does, the drift is that of the last step, whose fit was held, so that no second fit is needed.
+    after each step and taken into the belief with the weight that was retained. The retained share :math:`1 - \pi` comes from the retention law (W.
+    E. Durno 2024): :math:`\pi = n_B / (s\,n_A + n_B)` with s of :class:`~retain.beliefs.RetentionLaw`, :math:`n_A` the belief's samples and
+    :math:`n_B` those of a step. As its author does, the drift is that of the last step, whose fit was held, so that no second fit is needed.
 
     Labels are followed, not the source, so this strategy also serves data that change on the way (:class:`retain.paths.Drift`). There the law looks one
     step ahead only: information that matters late is given up early, unless a person's ``bias`` asks for it to be kept.
