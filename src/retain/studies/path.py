@@ -206,6 +206,8 @@ def _take(
     start = more.pop("start", spec.q_start)
     if spec.batch_size is not None:
         more["batch_size"] = spec.batch_size
+    if spec.adam is not None and not arm.startswith(("optimal", "natural")):
+        more |= {"optimizer": "adam", "lr": spec.adam}
     if kind == "long" and arm in SMOOTH:
         more |= {"temperature": 4.0, "lr": 0.05}
     augment = paths.shifts(spec.shift) if kind == "long" and spec.shift else None

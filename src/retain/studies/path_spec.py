@@ -68,6 +68,7 @@ class PathSpec(Spec):
     first: int = Field(0, ge=0, description="updates before q moves, where steps are equal")
     q_start: Share = Field(0.01, description="q at the start")
     batch_size: PositiveInt | None = Field(None, description="samples of an update; each strategy's own by default")
+    adam: PositiveFloat | None = Field(None, description="learning rate of Adam in every first-order strategy, instead of their own optimisers")
     multiples: tuple[PositiveFloat, ...] = Field((1.0,), min_length=1, description="learning rates, or dampings, as multiples of each strategy's own")
     points: PositiveInt = Field(20, description="certified steps")
     certify: PositiveInt | None = Field(1000, description="test images that steps are certified on")
@@ -93,6 +94,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "first": 100,
         "q_start": 0.0,
         "batch_size": 256,
+        "adam": 1e-3,
         "points": 100,
         "arms": ("sudden", "frozen", "task", "kd-adam", "retention-optimal", "retention-none", "retention-0.5", "retention-0.9", "retention-replay"),
     },
@@ -121,7 +123,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "validation": 5000,
         "K": (10,),
         "gate": "softmax",
-        "arms": ("sudden", "kd"),
+        "adam": 2e-3,
+        "arms": ("sudden", "kd-adam"),
         "budgets": ("samples",),
         "certify": 2000,
         "samples": 28000,
