@@ -149,7 +149,7 @@ class PathStudy(Study):
             notes.append("A softmax gate keeps at most K - 1 units; it is calibrated, falls back on the largest unit, and passes gradients straight through.")
         if spec.preset == "paper":
             notes.append("Reported by the notebook: the dense network's 98.08 % and 97.76 % in two runs. Its path was never run.")
-            notes.append("At q = 0 the mixture does not depend on the sparse network, so the 100 updates that the notebook planned there change nothing.")
+            notes.append("At q = 0 the mixture does not depend on the sparse network, so the 100 updates that the notebook planned there change nothing where labels on the mixture are followed.")
         numbers: dict[str, Any] = {"dense": {"accuracy": metrics.estimate(r["dense"]["accuracy"] for r in results)._asdict()}}
         for arm, K, budget, factor in _ways(spec):
             if factor == spec.multiples[0]:

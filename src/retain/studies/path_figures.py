@@ -54,7 +54,7 @@ def sentence(spec: PathSpec, results: Results) -> str:
         ends = "; ".join(f"K = {k}: " + ", ".join(f"{WAYS[arm].title} {_longer(results, arm, k, 'accuracy').percent()} %" for arm in spec.long) for k in spec.K)
         parts.append(f"after {spec.epochs} epochs: {ends}")
     sudden = f", {_of(results, 'sudden', K, spec.budgets[0]).percent()} % with no training" if "sudden" in spec.arms else ""
-    return f"{dense.percent()} % dense becomes sparse (K = {K}{sudden}); {'; '.join(parts)}."
+    return "; ".join([f"{dense.percent()} % dense becomes sparse (K = {K}{sudden})", *parts]) + "."
 
 
 def tables(spec: PathSpec, results: Results) -> list[Table]:
