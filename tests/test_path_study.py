@@ -117,7 +117,7 @@ def test_dry_run():
 def test_every_arm_can_be_made():
     assert set(WAYS) == set(Arm.__args__) and set(VARIANTS) <= set(WAYS)
     for way in WAYS.values():
-        settings = {key: value for key, value in way.few.items() if key != "start"}
+        settings = {key: value for key, value in way.few.items() if key != "early"}
         assert repr(way.make(1.0, **settings)) and repr(way.make(2.0))
     assert {"quick", "paper", "best", "beyond", "softmax", "tune"} == set(PRESETS)
 

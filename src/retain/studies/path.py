@@ -149,7 +149,10 @@ class PathStudy(Study):
             notes.append("A softmax gate keeps at most K - 1 units; it is calibrated, falls back on the largest unit, and passes gradients straight through.")
         if spec.preset == "paper":
             notes.append("Reported by the notebook: the dense network's 98.08 % and 97.76 % in two runs. Its path was never run.")
-            notes.append("At q = 0 the mixture does not depend on the sparse network, so the 100 updates that the notebook planned there change nothing where labels on the mixture are followed.")
+            notes.append(
+                "At q = 0 the mixture does not depend on the sparse network, so the 100 updates that the notebook planned there change nothing where "
+                "labels on the mixture are followed."
+            )
         numbers: dict[str, Any] = {"dense": {"accuracy": metrics.estimate(r["dense"]["accuracy"] for r in results)._asdict()}}
         for arm, K, budget, factor in _ways(spec):
             if factor == spec.multiples[0]:
@@ -203,10 +206,13 @@ def _take(
         return stored
     way = WAYS[arm]
     more: dict[str, Any] = dict(way.few) if kind == "samples" else {}
-    start = more.pop("start", spec.q_start)
+    start = spec.q_early if more.pop("early", False) else spec.q_start
     if spec.batch_size is not None:
         more["batch_size"] = spec.batch_size
-    if spec.adam is not None and not arm.startswith(("optimal", "natural")):
+    second_order = arm.startswith(("optimal", "natural"))
+    if second_order and task.n < 40 * 512:  # small data: smaller batches, for some more steps
+        more.setdefault("batch_size", max(1, task.n // 40))
+    if spec.adam is not None and not second_order:
         more |= {"optimizer": "adam", "lr": spec.adam}
     if kind == "long" and arm in SMOOTH:
         more |= {"temperature": 4.0, "lr": 0.05}

@@ -21,7 +21,7 @@ class Way(NamedTuple):
         make: From a factor on its learning rate or damping, and settings, to the strategy.
         schedule: Of q.
         bridge: Between the models.
-        few: Settings where samples are scarce and not time; ``start`` is that of q.
+        few: Settings where samples are scarce and not time; ``early``: begin at the study's ``q_early``.
     """
 
     title: str
@@ -56,7 +56,7 @@ def _ramp(**settings: Any) -> Strategy:
 
 
 # learning rates and dampings: the best on validation images of a seed that is not reported, preset 'tune'
-_EARLY = {"start": 0.002}
+_EARLY = {"early": True}
 WAYS: dict[Arm, Way] = {
     "sudden": Way("sudden switch", _still(Sudden)),
     "frozen": Way("frozen", _still(Frozen)),

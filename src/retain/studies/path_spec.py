@@ -56,17 +56,18 @@ class PathSpec(Spec):
     dense_lr: PositiveFloat = Field(1e-3, description="its learning rate, with Adam")
     dense_batch: PositiveInt = Field(64, description="its samples a step")
     dense_schedule: Schedule = Field("cosine", description="its learning rate's course: constant or cosine")
-    K: tuple[PositiveInt, ...] = Field((5,), min_length=1, description="active units of the sparse networks' hidden layers; a softmax gate keeps K - 1")
+    K: tuple[PositiveInt, ...] = Field((10,), min_length=1, description="active units of the sparse networks' hidden layers; a softmax gate keeps K - 1")
     gate: Literal["top-k", "softmax"] = Field("top-k", description="what chooses the active units")
     init: Literal["warm", "cold"] = Field("warm", description="the sparse network starts with the dense one's weights, or with its own")
     arms: tuple[Arm, ...] = Field(("sudden", "task", "kd", "optimal", "natural", "retention-optimal"), min_length=1, description="strategies that are compared")
     budgets: tuple[Budget, ...] = Field(("seconds", "samples"), min_length=1, description="what is equal between strategies")
-    seconds: PositiveFloat = Field(2.0, description="CPU seconds of each traversal, where those are equal")
-    samples: PositiveInt = Field(7000, description="samples of each traversal, where those are equal")
+    seconds: PositiveFloat = Field(4.0, description="CPU seconds of each traversal, where those are equal")
+    samples: PositiveInt = Field(8000, description="samples of each traversal, where those are equal")
     steps: PositiveInt = Field(100, description="steps of q, where those are equal")
     iterations: PositiveInt = Field(10, description="updates a step, where those are equal")
     first: int = Field(0, ge=0, description="updates before q moves, where steps are equal")
-    q_start: Share = Field(0.01, description="q at the start")
+    q_start: Share = Field(0.05, description="q at the start; smaller is better where there are many updates")
+    q_early: Share = Field(0.05, gt=0, description="the same for the optimal law where samples are equal")
     batch_size: PositiveInt | None = Field(None, description="samples of an update; each strategy's own by default")
     adam: PositiveFloat | None = Field(None, description="learning rate of Adam in every first-order strategy, instead of their own optimisers")
     multiples: tuple[PositiveFloat, ...] = Field((1.0,), min_length=1, description="learning rates, or dampings, as multiples of each strategy's own")
@@ -102,12 +103,15 @@ PRESETS: dict[str, dict[str, Any]] = {
         "embedded": False,
         "validation": 5000,
         "K": (5, 10, 32),
+        "q_start": 0.01,
+        "q_early": 0.002,
         "seconds": 12.0,
         "samples": 28000,
         "certify": 2000,
         "arms": get_args(Arm),
     },
     "beyond": {
+        "q_start": 0.01,
         "embedded": False,
         "validation": 5000,
         "K": (5, 10),
@@ -136,6 +140,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "validation": 5000,
         "offset": 100,
         "seeds": 1,
+        "K": (5,),
+        "q_start": 0.01,
+        "q_early": 0.002,
         "seconds": 12.0,
         "samples": 28000,
         "points": 4,
