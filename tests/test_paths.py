@@ -477,3 +477,16 @@ def test_certificates_are_of_as_many_samples_as_asked_for_and_repeat(pair):
     retain.traverse(source, target, many, "sudden", certify=1500)
     handle.remove()
     assert 500 in asked and 2000 not in asked
+
+
+def test_a_belief_gathers_along_the_path_with_the_share_that_is_kept(pair):
+    source, target, task = pair
+    seen = []
+
+    class Peek(paths.Retention):
+        def end(self, walk):
+            seen.append(self._belief)
+            super().end(walk)
+
+    retain.traverse(source, target, task, Peek(0.75, samples=40, every=2, batch_size=40), steps=9)
+    assert seen[0].n == 80 * 0.75 / 0.25 + 80  # what is kept of the steps before, and the last step's samples

@@ -93,3 +93,25 @@ def check_count(parameter: str, value: int, *, least: int = 1) -> int:
     if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < least:
         raise InputError(parameter, f"a whole number of at least {least}", repr(value))
     return int(value)
+
+
+def check_share(parameter: str, value: float) -> float:
+    """Return ``value`` if it is a number in [0, 1].
+
+    Args:
+        parameter: The name for the error message.
+        value: The number to check.
+
+    Returns:
+        The value as a float.
+
+    Raises:
+        InputError: If it is not such a number.
+    """
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = -1.0
+    if not 0 <= number <= 1:
+        raise InputError(parameter, "a number between 0 and 1", repr(value))
+    return number

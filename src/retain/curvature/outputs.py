@@ -48,12 +48,12 @@ def vectors_at(task: Task, outputs: Tensor, targets: Tensor, labels: str, draws:
     return torch.stack(found)
 
 
-def gradients_at(outputs: Tensor, places: list[Tensor], vectors: Tensor) -> list[Tensor]:
-    """Gradients at tensors of the graph for every vector, ``[K, *place.shape]`` each; the graph is used up."""
+def gradients_at(outputs: Tensor, places: list[Tensor], vectors: Tensor, *, keep: bool = False) -> list[Tensor]:
+    """Gradients at tensors of the graph for every vector, ``[K, *place.shape]`` each; the graph is used up unless it is to be kept."""
     if not places:
         return []
     if len(vectors) == 1:
-        single = torch.autograd.grad(outputs, places, vectors[0], allow_unused=True)
+        single = torch.autograd.grad(outputs, places, vectors[0], allow_unused=True, retain_graph=keep)
         return [torch.zeros_like(place)[None] if g is None else g[None] for place, g in zip(places, single, strict=True)]
     batched: tuple[Tensor | None, ...]
     try:

@@ -84,7 +84,7 @@ class RunningKronecker:
         """
         uses = self._capture.uses
         with torch.no_grad():
-            found = pieces(self._capture, _kept_gradients(outputs, [use.site.out for use in uses], vectors), self._names)
+            found = pieces(self._capture, gradients_at(outputs, [use.site.out for use in uses], vectors, keep=True), self._names)
             if self._biases is None:
                 self._biases = blocks_of(found)
             count = vectors.shape[0] * vectors.shape[1]
@@ -149,11 +149,3 @@ def _damped_inverse(matrix: Tensor, damping: Tensor) -> Tensor:
         factor = torch.linalg.cholesky(whole.double()).to(whole.dtype)
     inverse: Tensor = torch.cholesky_inverse(factor)
     return inverse
-
-
-def _kept_gradients(outputs: Tensor, places: list[Tensor], vectors: Tensor) -> list[Tensor]:
-    """As :func:`gradients_at`, for outputs whose graph is needed again."""
-    if len(vectors) > 1:
-        return gradients_at(outputs, places, vectors)
-    found = torch.autograd.grad(outputs, places, vectors[0], allow_unused=True, retain_graph=True)
-    return [torch.zeros_like(place)[None] if g is None else g[None] for place, g in zip(places, found, strict=True)]

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from retain.errors import InputError
+from retain.errors import InputError, check_share
 
 
 class Mixture(nn.Module):
@@ -92,17 +92,6 @@ def mix(q: float, first: Tensor, second: Tensor) -> Tensor:
     if q == 1:
         return second
     return torch.logaddexp(first + math.log1p(-q), second + math.log(q))
-
-
-def check_share(parameter: str, value: float) -> float:
-    """Return ``value`` if it is a number in [0, 1]."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = -1.0
-    if not 0 <= number <= 1:
-        raise InputError(parameter, "a number between 0 and 1", repr(value))
-    return number
 
 
 def _log_probabilities(model: nn.Module, inputs: Tensor) -> Tensor:

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from retain.curvature.inputs import up_to
-from retain.errors import InputError, RetainError, check_count, check_positive
+from retain.errors import InputError, RetainError, check_count, check_positive, check_share
 from retain.likelihoods import Categorical
-from retain.models.mixture import check_share
 from retain.models.parameters import evaluating, named_parameters, unwrap
 from retain.paths.bridges import Bridge, bridge_for
 from retain.paths.certificate import Certifier

@@ -8,7 +8,6 @@ settings, defects included, as the preset ``paper``.
 from __future__ import annotations
 
 import contextlib
-import time
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, get_args
@@ -29,10 +28,10 @@ from retain.studies.base import Keeper, Outcome, Plan, Study
 from retain.studies.forgetting_arms import LAWS, SCALED, WATCHING, ewc, make, strength_of
 from retain.studies.forgetting_spec import PRESETS, ForgettingSpec
 from retain.studies.start import load_start
+from retain.studies.steps import measured_step
 from retain.tasks import Stream, Task, fashion_mnist, mnist, sequence, union
 from retain.training import Result, learn, measure
 from retain.training.devices import choose_device
-from retain.training.optimizers import make_optimizer
 
 
 class Forgetting(Study):
@@ -101,15 +100,7 @@ class Forgetting(Study):
         place = choose_device(spec.device)
         stream, model = _stream(spec, 0), _build(spec, 0).to(place)
         task = stream.tasks[0].to(place)
-        optimizer = make_optimizer(spec.optimizer, model.parameters(), spec.lr)
-        batch = next(task.batches(spec.batch_size, generator(0, "order")))
-        for repetition in range(25):
-            if repetition == 5:
-                start = time.perf_counter()
-            optimizer.zero_grad()
-            task.likelihood.mean_nll(model(batch.inputs), batch.targets).backward()
-            optimizer.step()
-        second = (time.perf_counter() - start) / 20
+        second, batch = measured_step(model, task, spec.batch_size, spec.optimizer, spec.lr)
         per_task = [spec.epochs * -(-task.n // spec.batch_size) for task in stream.tasks]
         stages = self.stages(spec)
         steps = per_task[0] + sum(sum(per_task) if stage == "joint" else per_task[1] for stage in stages[1:])
@@ -120,7 +111,7 @@ class Forgetting(Study):
             stages,
             steps,
             steps * second * overhead,
-            f"inputs {list(batch.inputs.shape)}, outputs {list(model(batch.inputs).shape)}, {1000 * second:.1f} ms a step",
+            batch,
         )
 
     def run(self, spec: ForgettingSpec, seed: int, keeper: Keeper) -> dict[str, Any]:

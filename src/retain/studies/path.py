@@ -7,8 +7,7 @@ its law, with its author's own plan, and with what anyone would try instead, und
 
 from __future__ import annotations
 
-import time
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, ClassVar
 
 import torch
@@ -21,9 +20,10 @@ from retain.seeds import derive, generator
 from retain.studies import path_figures as show
 from retain.studies.base import Keeper, Outcome, Plan, Study
 from retain.studies.path_arms import PAIRS, SMOOTH, WAYS, pair
-from retain.studies.path_spec import PRESETS, VARIANTS, Arm, PathSpec
+from retain.studies.path_spec import PRESETS, VARIANTS, Arm, Pair, PathSpec
 from retain.studies.path_spikes import CASES, spikes
 from retain.studies.start import load_start
+from retain.studies.steps import measured_step, once
 from retain.tasks import Task, fashion_mnist, mnist
 from retain.training import evaluate, learn
 from retain.training.devices import choose_device
@@ -85,23 +85,14 @@ class PathStudy(Study):
         self.check(spec)
         torch.set_num_threads(spec.threads)
         task, model = _task(spec, 0), _dense(spec, 0)
-        step = torch.optim.Adam(model.parameters(), fused=True)
-        batch = next(task.batches(spec.dense_batch, generator(0, "order")))
-        for repetition in range(25):
-            if repetition == 5:
-                begun = time.perf_counter()
-            step.zero_grad()
-            task.likelihood.mean_nll(model(batch.inputs), batch.targets).backward()
-            step.step()
-        second = (time.perf_counter() - begun) / 20
+        second, batch = measured_step(model, task, spec.dense_batch, "adam", spec.dense_lr)
         stages = self.stages(spec)
         dense = spec.dense_epochs * -(-task.n // spec.dense_batch)
         each = {"seconds": spec.seconds, "samples": spec.samples / 2500, "steps": spec.steps * spec.iterations * (spec.batch_size or 128) / 12000}
         seconds = dense * second + len(stages) * 1.0 + sum(each[budget] for _, _, budget, _ in _ways(spec))
         seconds += len(spec.long) * len(spec.K) * spec.epochs * task.n / 7000 + len(spec.pairs) * len(show.PAIR_ARMS) * (spec.pair_seconds + 20)
         seconds += 30 * len(CASES) * spec.spikes
-        shape = f"inputs {list(batch.inputs.shape)}, outputs {list(model(batch.inputs).shape)}, {1000 * second:.1f} ms a step of the dense network"
-        return Plan(sum(p.numel() for p in model.parameters()), {task.id: task.n}, stages, dense, seconds, shape)
+        return Plan(sum(p.numel() for p in model.parameters()), {task.id: task.n}, stages, dense, seconds, f"{batch} of the dense network")
 
     def run(self, spec: PathSpec, seed: int, keeper: Keeper) -> dict[str, Any]:
         """Train the dense network once, then take every way from it."""
@@ -118,26 +109,17 @@ class PathStudy(Study):
         first = (spec.K[0], spec.budgets[0])
         for number, (arm, K, budget, factor) in enumerate(ways := _ways(spec)):
             recorder, sparse = keeper.recorder(_stage(arm, K, budget, factor)), _sparse(spec, dense, K, seed, task)
-            entry = _take(dense, sparse, task, arm, spec, seed, recorder, budget, _budget(spec, budget), factor)
+            entry = once(recorder, _take, dense, sparse, task, arm, spec, seed, budget, _budget(spec, budget), factor)
             found["ways"].append({"arm": arm, "K": K, "budget": budget, "factor": factor, **entry})
             if (K, budget) == first and (number + 1 == len(ways) or ways[number + 1][1:3] != first):
                 keeper.notice("verdict", text=f"Seed {seed}: {show.sentence(spec, [found])}")
         for K in spec.K:
             for arm in spec.long:
-                sparse, stage = _sparse(spec, dense, K, seed, task), f"{arm}@{K},{spec.epochs} epochs"
-                entry = _take(dense, sparse, task, arm, spec, seed, keeper.recorder(stage), "long", {"samples": spec.epochs * task.n}, 1.0)
+                recorder, sparse = keeper.recorder(f"{arm}@{K},{spec.epochs} epochs"), _sparse(spec, dense, K, seed, task)
+                entry = once(recorder, _take, dense, sparse, task, arm, spec, seed, "long", {"samples": spec.epochs * task.n}, 1.0)
                 found["long"].append({"arm": arm, "K": K, **entry})
         for name in spec.pairs:
-            recorders = {arm: keeper.recorder(f"{arm}@{name}") for arm in show.PAIR_ARMS}
-            entries = {arm: _stored(recorder) for arm, recorder in recorders.items()}
-            if not all(entries.values()):
-                members, join, target = pair(name, derive(seed, "initialisation") % 2**31)
-                for number, member in enumerate(members):
-                    learn(member, [task], epochs=2, batch_size=64, schedule="cosine", seed=seed + number, device=spec.device, consolidate_last=False)
-                source = join(members)
-            for arm, recorder in recorders.items():
-                entry = entries[arm] or _take(source, copy(target), task, arm, spec, seed, recorder, "seconds", {"seconds": spec.pair_seconds}, 1.0)
-                found["pairs"].append({"pair": name, "arm": arm, **entry})
+            found["pairs"] += _take_pair(name, task, spec, seed, keeper)
         if spec.spikes:
             found["spikes"] = spikes(dense, lambda: _sparse(spec, dense, max(spec.K), seed, task), task, _later(spec), seed, keeper)
         return found
@@ -184,11 +166,6 @@ def _budget(spec: PathSpec, budget: str) -> dict[str, Any]:
     return {budget: getattr(spec, budget)}
 
 
-def _stored(recorder: Recorder) -> dict[str, Any] | None:
-    state = recorder.load()
-    return state["entry"] if state is not None and state["done"] else None
-
-
 def _take(
     source: nn.Module,
     target: nn.Module,
@@ -196,14 +173,12 @@ def _take(
     arm: Arm,
     spec: PathSpec,
     seed: int,
-    recorder: Recorder,
     kind: str,
     budget: dict[str, Any],
     factor: float,
+    recorder: Recorder,
 ) -> dict[str, Any]:
-    """One traversal, or what is stored of it."""
-    if stored := _stored(recorder):
-        return stored
+    """One traversal."""
     way = WAYS[arm]
     more: dict[str, Any] = dict(way.few) if kind == "samples" else {}
     start = spec.q_early if more.pop("early", False) else spec.q_start
@@ -240,7 +215,7 @@ def _take(
             raise
         return {"accuracy": 0.0, "validation": 0.0, "strategy": repr(strategy), "diverged": True}
     steps = [{key: step[key] for key in _KEPT if key in step} for step in path.steps]
-    entry = {
+    return {
         "source": evaluate(source, task).score,
         "accuracy": evaluate(target, task).score,
         "validation": evaluate(target, task, part="validation").score if task.validation is not None else evaluate(target, task).score,
@@ -254,8 +229,23 @@ def _take(
         "strategy": path.strategy,
         "steps": steps,
     }
-    recorder.save(lambda: {"entry": entry, "done": True}, final=True)
-    return entry
+
+
+def _take_pair(name: Pair, task: Task, spec: PathSpec, seed: int, keeper: Keeper) -> list[dict[str, Any]]:
+    """All ways from one network of a pair to the other; the source is trained when the first of them needs it."""
+
+    @cache
+    def ends() -> tuple[nn.Module, nn.Module]:
+        members, join, target = pair(name, derive(seed, "initialisation") % 2**31)
+        for number, member in enumerate(members):
+            learn(member, [task], epochs=2, batch_size=64, schedule="cosine", seed=seed + number, device=spec.device, consolidate_last=False)
+        return join(members), target
+
+    def way(arm: Arm, recorder: Recorder) -> dict[str, Any]:
+        source, target = ends()
+        return _take(source, copy(target), task, arm, spec, seed, "seconds", {"seconds": spec.pair_seconds}, 1.0, recorder)
+
+    return [{"pair": name, "arm": arm, **once(keeper.recorder(f"{arm}@{name}"), way, arm)} for arm in show.PAIR_ARMS]
 
 
 @lru_cache(maxsize=4)

@@ -10,8 +10,10 @@ from torch import nn
 from retain.paths import Drift, Retention, spike, traverse
 from retain.seeds import derive
 from retain.studies.base import Keeper
+from retain.studies.steps import once
 from retain.tasks import Task
 from retain.training import evaluate
+from retain.training.recorder import Recorder
 
 STEPS, ITERATIONS = 60, 10
 CASES: dict[str, tuple[str, Callable[[], Retention]]] = {
@@ -36,19 +38,13 @@ def spikes(dense: nn.Module, sparse: Callable[[], nn.Module], first: Task, secon
     Returns:
         For every case, accuracy on both tasks at the end, and the shares on the way.
     """
-    found = []
-    for case, (_, make) in CASES.items():
-        recorder = keeper.recorder(f"{case}@drift")
-        stored = recorder.load()
-        if stored is not None and stored["done"]:
-            found.append(stored["entry"])
-            continue
+
+    def take(case: str, make: Callable[[], Retention], recorder: Recorder) -> dict[str, Any]:
         target = sparse()
         data = Drift(first, second, lambda t: min(1.0, 1.5 * t))
-        path = traverse(
-            dense, target, data, make(), steps=STEPS, iterations=ITERATIONS, watch=first, certify=500, seed=derive(seed, "drift") % 2**31, recorder=recorder
-        )
-        entry = {
+        drawn = derive(seed, "drift") % 2**31
+        path = traverse(dense, target, data, make(), steps=STEPS, iterations=ITERATIONS, watch=first, certify=500, seed=drawn, recorder=recorder)
+        return {
             "case": case,
             "first": evaluate(target, first).score,
             "second": evaluate(target, second.to(next(target.parameters()).device)).score,
@@ -56,6 +52,5 @@ def spikes(dense: nn.Module, sparse: Callable[[], nn.Module], first: Task, secon
             "share": [value or 0.0 for value in path.column("share")],
             "course": path.column("accuracy"),
         }
-        recorder.save(lambda entry=entry: {"entry": entry, "done": True}, final=True)  # type: ignore[misc]
-        found.append(entry)
-    return found
+
+    return [once(keeper.recorder(f"{case}@drift"), take, case, make) for case, (_, make) in CASES.items()]

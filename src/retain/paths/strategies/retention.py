@@ -11,9 +11,8 @@ from torch import Tensor
 
 from retain.beliefs import Belief, RetentionLaw
 from retain.curvature import fisher
-from retain.errors import InputError, check_count
+from retain.errors import InputError, check_count, check_share
 from retain.methods.ssr import SSR
-from retain.models.mixture import check_share
 from retain.paths.strategies.base import Move, Walk
 from retain.paths.strategies.firstorder import FirstOrder
 from retain.paths.strategies.joined import Joined
