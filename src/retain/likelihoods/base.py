@@ -70,6 +70,10 @@ class Likelihood(ABC):
     def score(self, tally: Tensor) -> float:
         """One number in which more is better, from the summed tally."""
 
+    @abstractmethod
+    def pool(self, outputs: Tensor) -> Tensor:
+        """The mean of several predictive distributions, ``[S, B, ...]``, as outputs ``[B, ...]`` of one."""
+
     def units(self, targets: Tensor) -> Tensor:
         """How many observations each sample holds, shape ``[B]``: ones, but for sequences."""
         return torch.ones(targets.shape[0], device=targets.device)

@@ -46,6 +46,9 @@ class Bernoulli(Likelihood):
         f = outputs.detach()
         return f.sigmoid() * (-f).sigmoid() * u  # 1 - p would round to 0
 
+    def pool(self, outputs: Tensor) -> Tensor:
+        return F.logsigmoid(outputs).logsumexp(0) - F.logsigmoid(-outputs).logsumexp(0)
+
     def check(self, outputs: Tensor, targets: Tensor, where: str = "the model") -> None:
         check_same_shape(outputs, targets, where)
         if targets.numel() and (float(targets.min()) < 0 or float(targets.max()) > 1):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -64,6 +66,9 @@ class Categorical(Likelihood):
         p = outputs.detach().softmax(1)
         pu = p * u
         return pu - p * pu.sum(1, keepdim=True)
+
+    def pool(self, outputs: Tensor) -> Tensor:
+        return F.log_softmax(outputs, -1).logsumexp(0) - math.log(len(outputs))
 
     def check(self, outputs: Tensor, targets: Tensor, where: str = "the model") -> None:
         if outputs.ndim != 2:

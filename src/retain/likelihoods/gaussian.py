@@ -53,6 +53,9 @@ class Gaussian(Likelihood):
     def hessian_product(self, outputs: Tensor, u: Tensor, targets: Tensor) -> Tensor:
         return u / self.sigma**2
 
+    def pool(self, outputs: Tensor) -> Tensor:
+        return outputs.mean(0)  # the mean alone: the spread of the means is not in sigma
+
     def check(self, outputs: Tensor, targets: Tensor, where: str = "the model") -> None:
         check_same_shape(outputs, targets, where)
 

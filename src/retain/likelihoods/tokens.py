@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -61,6 +63,9 @@ class Tokens(Likelihood):
         p = outputs.detach().softmax(-1)
         pu = p * u
         return (pu - p * pu.sum(-1, keepdim=True)) * (targets != self.ignore).unsqueeze(-1)
+
+    def pool(self, outputs: Tensor) -> Tensor:
+        return F.log_softmax(outputs, -1).logsumexp(0) - math.log(len(outputs))
 
     def check(self, outputs: Tensor, targets: Tensor, where: str = "the model") -> None:
         if outputs.ndim != 3 or targets.shape != outputs.shape[:2]:

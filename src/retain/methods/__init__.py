@@ -10,7 +10,29 @@ from retain.methods.quadratic import Quadratic
 from retain.methods.rwalk import RWalk
 from retain.methods.si import SI
 from retain.methods.ssr import SSR
+from retain.methods.vcl import VCL
+from retain.methods.weighting import Blundell, NoDivergence, OverBatches, PerSample, WarmUp, Weighting
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (Plain, EWC, OnlineEWC, StructuredLaplace, SSR, SI, MAS, RWalk, L2SP)}
+METHODS: dict[str, type[Method]] = {method.name: method for method in (Plain, EWC, OnlineEWC, StructuredLaplace, SSR, SI, MAS, RWalk, L2SP, VCL)}
 
-__all__ = ["EWC", "L2SP", "MAS", "METHODS", "Method", "OnlineEWC", "Plain", "Quadratic", "RWalk", "SI", "SSR", "StructuredLaplace"]
+__all__ = [
+    "EWC",
+    "L2SP",
+    "MAS",
+    "METHODS",
+    "Blundell",
+    "Method",
+    "NoDivergence",
+    "OnlineEWC",
+    "OverBatches",
+    "PerSample",
+    "Plain",
+    "Quadratic",
+    "RWalk",
+    "SI",
+    "SSR",
+    "StructuredLaplace",
+    "VCL",
+    "WarmUp",
+    "Weighting",
+]

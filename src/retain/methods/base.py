@@ -29,6 +29,10 @@ class Method:
         """Change the model before any optimiser exists; a model that it has changed before is returned as it is."""
         return model
 
+    def groups(self, model: nn.Module, lr: float) -> list[dict[str, Any]]:
+        """What an optimiser trains, as torch's parameter groups; a group may have a learning rate of its own."""
+        return [{"params": [p for p in model.parameters() if p.requires_grad]}]
+
     @property
     def scouts(self) -> bool:
         """Whether the next task has to be fitted freely before :meth:`begin`, by a copy of the model; ``learn`` does it."""
@@ -60,6 +64,10 @@ class Method:
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:
         """Answer; differs from the forward pass for some methods."""
         return apply(model, batch)
+
+    def report(self, model: nn.Module) -> dict[str, float]:
+        """What the method has to say of the model after an epoch: numbers by name, for events and curves."""
+        return {}
 
     def state_dict(self) -> dict[str, Any]:
         """What the method remembers: tensors and plain values only."""

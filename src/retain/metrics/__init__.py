@@ -1,18 +1,27 @@
-"""What was kept: numbers from the accuracy matrix, and means with their errors.
+"""What was kept: numbers from the accuracy matrix, and means with their errors; what is known: calibration and uncertainty.
 
 Row ``i``, column ``j`` of the matrix R is the accuracy on task ``j`` after learning ``i`` tasks; row 0 is before any learning,
 so R has one row more than columns.
 """
 
+from retain.metrics.calibration import Calibration, brier, calibration, expected_calibration_error
 from retain.metrics.matrix import average_accuracy, backward_transfer, forgetting, forward_transfer, learning_accuracy
 from retain.metrics.statistics import Estimate, estimate
+from retain.metrics.uncertainty import Uncertainty, auroc, uncertainty
 
 __all__ = [
+    "Calibration",
     "Estimate",
+    "Uncertainty",
+    "auroc",
     "average_accuracy",
     "backward_transfer",
+    "brier",
+    "calibration",
     "estimate",
+    "expected_calibration_error",
     "forgetting",
     "forward_transfer",
     "learning_accuracy",
+    "uncertainty",
 ]

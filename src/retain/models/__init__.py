@@ -1,5 +1,18 @@
 """What learns. Any ``nn.Module`` works; these are the ones that the studies use."""
 
+from retain.models.bayesian import (
+    BayesianConv1d,
+    BayesianConv2d,
+    BayesianEmbedding,
+    BayesianLinear,
+    GaussianPrior,
+    PlanarFlows,
+    ScaleMixture,
+    bayesian,
+    kl,
+    sampling,
+    set_prior,
+)
 from retain.models.conv import Conv
 from retain.models.ensemble import Ensemble
 from retain.models.gates import Gate, SoftmaxThreshold, TopK
@@ -12,16 +25,27 @@ from retain.models.sparse import ActiveLinear, calibrate, skip_inactive, sparsif
 __all__ = [
     "MLP",
     "ActiveLinear",
+    "BayesianConv1d",
+    "BayesianConv2d",
+    "BayesianEmbedding",
+    "BayesianLinear",
     "Conv",
     "Ensemble",
     "Gate",
+    "GaussianPrior",
     "Mixture",
+    "PlanarFlows",
     "ResNet",
+    "ScaleMixture",
     "SoftmaxThreshold",
     "TopK",
+    "bayesian",
     "calibrate",
     "copy",
+    "kl",
     "named_parameters",
+    "sampling",
+    "set_prior",
     "skip_inactive",
     "sparsify",
     "unwrap",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from retain.errors import InputError, RetainError
+from retain.runs.curves import write_epochs
 from retain.runs.folder import Listener, Run, environment
 from retain.studies.base import Spec, Study
 
@@ -77,6 +78,7 @@ def execute(
         finally:
             torch.set_num_threads(before)
         summarise(study, spec, run)
+        write_epochs(run)
     return run
 
 

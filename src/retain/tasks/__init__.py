@@ -9,6 +9,7 @@ from retain.tasks.data import Data, LoaderData, TensorData
 from retain.tasks.sources import arrays, digits, fashion_mnist, mnist
 from retain.tasks.stream import Stream, as_stream, sequence, split, union
 from retain.tasks.task import Task, as_task
+from retain.tasks.transforms import permute, rotate
 
 SOURCES = {"mnist": mnist, "fashion_mnist": fashion_mnist, "digits": digits, "arrays": arrays}
 
@@ -27,6 +28,8 @@ __all__ = [
     "digits",
     "fashion_mnist",
     "mnist",
+    "permute",
+    "rotate",
     "sequence",
     "split",
     "union",

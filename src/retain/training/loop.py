@@ -127,7 +127,7 @@ def learn(
                 learn(free, [task], seed=derive(seed, "scout", t), device=place, precision=precision, batchnorm=batchnorm, **options)
                 method.scout(free, task)
             method.begin(model, task)
-        steps = make_optimizer(optimizer, model.parameters(), lr)
+        steps = make_optimizer(optimizer, method.groups(model, lr), lr)
         initial = [group["lr"] for group in steps.param_groups]
         done, passed = position[1] if t == position[0] else 0, 0
         if done and restored is not None:
@@ -135,7 +135,7 @@ def learn(
         for epoch in range(done, epochs):
             model.train()
             keeper.training(first=t == 0)
-            total, count = torch.zeros((), device=place, dtype=torch.float64), 0
+            total, count, tally = torch.zeros((), device=place, dtype=torch.float64), 0, None
             expected = task.data.steps(batch_size) or passed or math.ceil(task.n / batch_size)
             with seeded(seed, "noise", t, epoch):
                 for step, batch in enumerate(task.batches(batch_size, generator(seed, "order", t, epoch))):
@@ -155,6 +155,9 @@ def learn(
                     steps.step()
                     method.after_step(model, steps)
                     total += loss.detach()
+                    with torch.no_grad():
+                        counted = task.likelihood.tally(outputs, batch.targets)
+                        tally = counted if tally is None else tally + counted
                     count += 1
             passed, mean = count, float(total) / count
             if not math.isfinite(mean):
@@ -162,8 +165,9 @@ def learn(
                     f"The loss on task '{task.id}' is no longer finite in epoch {epoch + 1} ({method!r}, lr={lr:g}). "
                     "Lower lr or the strength, or use pull='proximal'."
                 )
-            accuracy, validation = _score(result, model, method, watched, stream, keeper, t, row=False)
-            entry = {"task": task.id, "epoch": epoch + 1, "loss": mean, "accuracy": accuracy, "validation": validation}
+            found = _score(result, model, method, watched, stream, keeper, t, row=False)
+            said = method.report(model)
+            entry = {"task": task.id, "epoch": epoch + 1, "loss": mean, "score": task.likelihood.score(tally), **found, **said}  # type: ignore[arg-type]
             result.history.append(entry)
             recorder.event("epoch", method=str(method), epochs=epochs, **entry)
             if epoch + 1 < epochs:
@@ -216,10 +220,10 @@ def _moved(stream: Stream, place: torch.device, dtype: torch.dtype) -> Stream:
 
 def _score(
     result: Result, model: nn.Module, method: Method, watched: Stream, stream: Stream, keeper: BatchNormKeeper, learned: int, *, row: bool
-) -> tuple[dict[str, float], dict[str, float]]:
+) -> dict[str, dict[str, float]]:
     """Score all watched tasks after the stream's task ``learned`` (-1: none); with ``row`` the scores become a row of the matrix."""
     met = {label for task in stream.tasks[: learned + 1] for label in task.classes or ()}
-    scores, nlls, held_out = {}, [], {}
+    scores, nlls, held_out, held_out_nll = {}, {}, {}, {}
     for j, original in enumerate(watched.tasks):
         task = watched.at(j, 0)
         if watched.scenario == "class":  # the watched tasks need not be those that are learned
@@ -228,15 +232,15 @@ def _score(
         before = keeper.enter(original.id)
         found = evaluate(model, task, method, part=part)
         scores[original.id] = found.score
-        nlls.append(found.nll)
+        nlls[original.id] = found.nll
         if original.validation is not None:
-            held_out[original.id] = evaluate(model, task, method, part="validation").score
+            held_out[original.id], held_out_nll[original.id] = evaluate(model, task, method, part="validation")
         keeper.leave(before)
     if row:
         result.rows.append(list(scores.values()))
-        result.nll_rows.append(nlls)
+        result.nll_rows.append(list(nlls.values()))
         result.validation_rows.append([held_out.get(task.id, math.nan) for task in watched.tasks])
-    return scores, held_out
+    return {"accuracy": scores, "nll": nlls, "validation": held_out, "validation_nll": held_out_nll}
 
 
 def _state(result: Result, model: nn.Module, method: Method, task: int, epoch: int, optimizer: Any, *, done: bool) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -22,12 +22,12 @@ _KNOWN: dict[str, Callable[..., Optimizer]] = {
 }
 
 
-def make_optimizer(optimizer: str | OptimizerFactory, parameters: Iterable[nn.Parameter], lr: float) -> Optimizer:
+def make_optimizer(optimizer: str | OptimizerFactory, parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]], lr: float) -> Optimizer:
     """An optimiser over ``parameters``.
 
     Args:
         optimizer: ``adam``, ``adamw``, ``sgd``, ``momentum`` (SGD with momentum 0.9), or a function from parameters to one.
-        parameters: What it trains.
+        parameters: What it trains: parameters, or torch's groups of them; a function gets them all without groups.
         lr: Learning rate, above 0; a function has its own.
 
     Returns:
@@ -37,7 +37,9 @@ def make_optimizer(optimizer: str | OptimizerFactory, parameters: Iterable[nn.Pa
         InputError: If the name is unknown or the rate out of range.
         RetainError: If there is nothing to train.
     """
-    trained = [p for p in parameters if p.requires_grad]
+    given: list[Any] = list(parameters)
+    grouped = bool(given) and isinstance(given[0], dict)
+    trained: list[nn.Parameter] = [p for group in (given if grouped else [{"params": given}]) for p in group["params"] if p.requires_grad]
     if not trained:
         raise RetainError("model: expected trainable parameters, found none. Unfreeze a layer first.")
     if callable(optimizer):
@@ -45,7 +47,7 @@ def make_optimizer(optimizer: str | OptimizerFactory, parameters: Iterable[nn.Pa
     if optimizer not in _KNOWN:
         raise InputError("optimizer", "a known name or a function", repr(optimizer), nearest(str(optimizer), _KNOWN))
     fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in trained)
-    return _KNOWN[optimizer](trained, lr=check_positive("lr", lr), fused=fused)
+    return _KNOWN[optimizer](given if grouped else trained, lr=check_positive("lr", lr), fused=fused)
 
 
 def factor(schedule: Schedule, progress: float) -> float:

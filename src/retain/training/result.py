@@ -27,7 +27,8 @@ class Result:
         rows: Score on every task before learning and after each task: the rows of :attr:`accuracy`.
         nll_rows: Negative log likelihood likewise, nats per observation.
         validation_rows: Scores on validation data likewise, ``nan`` for tasks without any.
-        history: One entry an epoch: ``task``, ``epoch`` (from 1), ``loss``, ``accuracy`` and ``validation`` by task id.
+        history: One entry an epoch: ``task``, ``epoch`` (from 1), on its training batches ``loss`` (mean nll) and ``score``, by task id ``accuracy``, ``nll``,
+            ``validation`` and ``validation_nll``, and what the method reports, such as ``kl``.
         statistics: Batch-norm statistics by task id, under ``batchnorm="per-task"``.
         score_name: What the scores are.
         model: The trained model.

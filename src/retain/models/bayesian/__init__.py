@@ -1,0 +1,33 @@
+"""Layers whose weights are distributions, their priors, and how far the two are apart."""
+
+from retain.models.bayesian.base import LOGVAR, BayesianLayer, Estimator, bayesian_layers, sampling
+from retain.models.bayesian.convert import bayesian, put_prior, set_prior
+from retain.models.bayesian.convolution import BayesianConv1d, BayesianConv2d
+from retain.models.bayesian.divergence import add_kl_gradient, broken, kl, kl_by_layer
+from retain.models.bayesian.embedding import BayesianEmbedding
+from retain.models.bayesian.flows import PlanarFlows
+from retain.models.bayesian.linear import BayesianLinear
+from retain.models.bayesian.priors import GaussianPrior, Prior, ScaleMixture
+
+__all__ = [
+    "LOGVAR",
+    "BayesianConv1d",
+    "BayesianConv2d",
+    "BayesianEmbedding",
+    "BayesianLayer",
+    "BayesianLinear",
+    "Estimator",
+    "GaussianPrior",
+    "PlanarFlows",
+    "Prior",
+    "ScaleMixture",
+    "add_kl_gradient",
+    "bayesian",
+    "bayesian_layers",
+    "broken",
+    "kl",
+    "kl_by_layer",
+    "put_prior",
+    "sampling",
+    "set_prior",
+]

@@ -1,0 +1,123 @@
+"""One task made into several: turned images, permuted inputs."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import affine_grid, grid_sample
+
+from retain.errors import InputError, check_count
+from retain.seeds import generator
+from retain.tasks.data import TensorData
+from retain.tasks.stream import Stream
+from retain.tasks.task import Task
+
+_PARTS = ("data", "validation", "test")
+_CHUNK = 2**22
+"""Entries turned at once: 16 MB in single precision."""
+
+
+def _check(task: Task, wanted: str, fits: Callable[[Tensor], bool]) -> None:
+    for part in _PARTS:
+        data = getattr(task, part)
+        if data is None:
+            continue
+        if not isinstance(data, TensorData):
+            raise InputError(part, f"tensors, {wanted}", type(data).__name__)
+        if not fits(data.inputs):
+            raise InputError(f"{part} of task '{task.id}'", wanted, f"shape {list(data.inputs.shape)} of {data.inputs.dtype}")
+
+
+def _changed(task: Task, id: str, change: Callable[[Tensor], Tensor]) -> Task:
+    found = {part: getattr(task, part) for part in _PARTS}
+    parts: dict[str, Any] = {part: data and TensorData(change(data.inputs), data.targets) for part, data in found.items()}
+    return replace(task, **parts, id=id)
+
+
+def _turn(images: Tensor, angle: float) -> Tensor:
+    if angle % 360 == 0:
+        return images
+    height, width = images.shape[2:]
+    c, s = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+    # from each pixel back to where it came from; the ratios undo that grid_sample measures both sides from -1 to 1
+    back = torch.tensor([[[c, -s * height / width, 0], [s * width / height, c, 0]]], dtype=images.dtype, device=images.device)
+    grid = affine_grid(back, [1, 1, height, width], align_corners=False)
+    turned = torch.empty_like(images)
+    rows = max(1, _CHUNK // images[0].numel())
+    for target, source in zip(turned.split(rows), images.split(rows), strict=True):
+        target.copy_(grid_sample(source, grid.expand(len(source), -1, -1, -1), mode="bilinear", padding_mode="zeros", align_corners=False))
+    return turned
+
+
+def rotate(task: Task, angles: Sequence[float] = (0, 15, 30, 45)) -> Stream:
+    """One task a rotation: all images turned by one angle (rotated MNIST; Lopez-Paz and Ranzato 2017).
+
+    Images turn about their centre, counter-clockwise as they are looked at, with the first row on top (so 90 takes the right edge to
+    the top, as ``torch.rot90`` does). Values between pixels are bilinear, and zero outside the image.
+
+    Args:
+        task: A task whose inputs are images ``[N, C, H, W]`` held in tensors of floating point.
+        angles: Degrees, one a task; 0 leaves the images as they are, to the bit and without a copy.
+
+    Returns:
+        A stream of the domain scenario with tasks named ``<id>-<angle>``; training, validation and test images are all turned.
+
+    Raises:
+        InputError: If the data are no such images, or the angles are not finite numbers, none, or the same twice.
+
+    Example:
+        >>> from retain import tasks
+        >>> [task.id for task in tasks.rotate(tasks.digits(), angles=(0, 22.5, 90))]
+        ['digits-0', 'digits-22.5', 'digits-90']
+    """
+    _check(task, "images [N, C, H, W] of floating point to rotate", lambda x: x.ndim == 4 and x.is_floating_point() and x.numel() > 0)
+    if not isinstance(angles, Sequence) or isinstance(angles, str) or len(angles) == 0:
+        raise InputError("angles", "at least one angle in degrees, such as (0, 15, 30, 45)", repr(angles))
+    for angle in angles:
+        if not isinstance(angle, numbers.Real) or isinstance(angle, bool) or not math.isfinite(angle):
+            raise InputError("angles", "finite numbers, in degrees", repr(angle))
+    return Stream(tuple(_changed(task, f"{task.id}-{angle:g}", lambda x, angle=angle: _turn(x, angle)) for angle in angles))  # type: ignore[misc]
+
+
+def permute(task: Task, parts: int, seed: int = 0, first: bool = False) -> Stream:
+    """One task a permutation: the entries of every input in one fixed random order.
+
+    Permuted MNIST (Goodfellow et al. 2013; Kirkpatrick et al. 2017). The first task is the original, unless ``first=True``. Order ``i``
+    depends on the seed and on ``i`` alone, so more parts leave the first ones as they were. Every permuted task is a copy in memory.
+
+    Args:
+        task: A task held in tensors ``[N, ...]``; a permutation acts on all of one input's entries (C*H*W for images).
+        parts: How many tasks.
+        seed: Of the permutations.
+        first: Whether the first task is permuted too.
+
+    Returns:
+        A stream of the domain scenario with tasks named ``<id>-p1`` and so on; inputs keep their shape, and training, validation and
+        test inputs of a task have one order.
+
+    Raises:
+        InputError: If the data are not tensors, an input has a single entry, or parts or seed is no such number.
+
+    Example:
+        >>> from retain import tasks
+        >>> stream = tasks.permute(tasks.digits(), 3)
+        >>> [task.id for task in stream], list(stream[2].data.inputs.shape)
+        (['digits-p1', 'digits-p2', 'digits-p3'], [1437, 1, 8, 8])
+    """
+    check_count("parts", parts)
+    check_count("seed", seed, least=0)
+    _check(task, "inputs of at least two entries to permute", lambda x: x.ndim > 1 and x[0].numel() > 1)
+
+    def shuffled(inputs: Tensor, i: int) -> Tensor:
+        if i == 0 and not first:
+            return inputs
+        order = torch.randperm(inputs[0].numel(), generator=generator(seed, "permutation", i))
+        return inputs.flatten(1).index_select(1, order.to(inputs.device)).reshape(inputs.shape)
+
+    return Stream(tuple(_changed(task, f"{task.id}-p{i + 1}", lambda x, i=i: shuffled(x, i)) for i in range(parts)))  # type: ignore[misc]
