@@ -21,6 +21,7 @@ _NAMES = {
     "learn": "training",
     "load": "training",
     "measure": "training",
+    "predict": "training",
     "save": "training",
     "traverse": "paths",
 }
@@ -43,6 +44,7 @@ __all__ = [
     "metrics",
     "models",
     "paths",
+    "predict",
     "runs",
     "save",
     "studies",
@@ -57,7 +59,7 @@ if TYPE_CHECKING:
     from retain.curvature import fisher
     from retain.paths import traverse
     from retain.tasks import Task
-    from retain.training import Result, attach, evaluate, learn, load, measure, save
+    from retain.training import Result, attach, evaluate, learn, load, measure, predict, save
 
 
 def __getattr__(name: str) -> Any:

@@ -6,6 +6,7 @@ from retain.beliefs.diagonal import Diagonal, Identity
 from retain.beliefs.full import Full
 from retain.beliefs.kronecker import Kronecker, Layer
 from retain.beliefs.lowrank import LowRankPlusDiagonal
+from retain.beliefs.posterior import as_prior, from_posterior
 from retain.beliefs.precision import Precision
 from retain.beliefs.retention import Retention, RetentionLaw
 from retain.beliefs.strength import strength_from_importance, strength_from_lambda
@@ -23,6 +24,8 @@ __all__ = [
     "Precision",
     "Retention",
     "RetentionLaw",
+    "as_prior",
+    "from_posterior",
     "product",
     "strength_from_importance",
     "strength_from_lambda",

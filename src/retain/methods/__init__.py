@@ -1,6 +1,7 @@
 """What is carried from task to task: one contract, one method a file."""
 
 from retain.methods.base import Method, Plain
+from retain.methods.coreset import CoresetVCL
 from retain.methods.ewc import EWC
 from retain.methods.l2sp import L2SP
 from retain.methods.laplace import StructuredLaplace
@@ -13,7 +14,7 @@ from retain.methods.ssr import SSR
 from retain.methods.vcl import VCL
 from retain.methods.weighting import Blundell, NoDivergence, OverBatches, PerSample, WarmUp, Weighting
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (Plain, EWC, OnlineEWC, StructuredLaplace, SSR, SI, MAS, RWalk, L2SP, VCL)}
+METHODS: dict[str, type[Method]] = {method.name: method for method in (Plain, EWC, OnlineEWC, StructuredLaplace, SSR, SI, MAS, RWalk, L2SP, VCL, CoresetVCL)}
 
 __all__ = [
     "EWC",
@@ -21,6 +22,7 @@ __all__ = [
     "MAS",
     "METHODS",
     "Blundell",
+    "CoresetVCL",
     "Method",
     "NoDivergence",
     "OnlineEWC",

@@ -37,11 +37,12 @@ class VCL(Method):
     .. math:: \mathcal{L}_t(q) = \mathbb{E}_{w \sim q}\big[\overline{\text{nll}}_t(w)\big] + \frac{\beta}{N_t}\, \mathrm{KL}\big(q \,\|\, q_{t-1}\big),
        \qquad q_t = \arg\min_q \mathcal{L}_t(q)
 
-    Algorithm 1 of Nguyen et al. 2018 (https://arxiv.org/abs/1710.10628) without a coreset, which :class:`CoresetVCL` adds. The new posterior *starts* at the old
-    one, mean and variance. The divergence is in closed form and joins the gradients once a step, so a loop's loss stays the likelihood alone.
+    Algorithm 1 of Nguyen et al. 2018 (https://arxiv.org/abs/1710.10628) without a coreset, which :class:`CoresetVCL` adds. The new posterior *starts* at
+    the old one, mean and variance. The divergence is in closed form and joins the gradients once a step, so a loop's loss stays the likelihood alone.
 
-    With :math:`\beta \to 0` and the first prior's variance multiplied by :math:`\beta` it becomes online EWC of strength and decay 1, with :math:`\beta\sigma^{-2}`
-    for its precision; ``strength`` multiplies the quadratic part, :math:`\lambda` of Loo, Swaroop and Turner 2020 (https://arxiv.org/abs/2011.12328).
+    With :math:`\beta \to 0` and the first prior's variance multiplied by :math:`\beta` it becomes online EWC of strength and decay 1, with
+    :math:`\beta\sigma^{-2}` for its precision; ``strength`` multiplies the quadratic part, :math:`\lambda` of Loo, Swaroop and Turner 2020
+    (https://arxiv.org/abs/2011.12328).
 
     Under separate heads (scenario ``task`` or ``class``) output units that no task has asked for yet keep their start and their prior: the divergence of
     units that do not compete is left out. They are found where the model's last module is a Bayesian layer. Norm layers and other modules in ``keep``
@@ -51,7 +52,7 @@ class VCL(Method):
         prior: What is believed before the first task; a Gaussian of width 1 by default. Not used if the model is Bayesian already.
         logvar: Initial log-variance of the weights; used likewise, as are ``num_flows`` and ``keep``.
         beta: Tempering of the divergence, above 0; 1 is the Bayesian answer.
-        strength: Factor of the quadratic part alone.
+        strength: Factor of the quadratic part alone, where the prior is a posterior; the first prior has 1.
         weighting: How the divergence is spread over the steps, see :class:`~retain.methods.Weighting`.
         estimator: ``local``, ``flipout`` or ``weights``.
         samples: Draws a step: the expectation's estimate is their mean.
@@ -67,7 +68,7 @@ class VCL(Method):
     Example:
         >>> from retain import learn, methods, models, tasks
         >>> stream = tasks.split(tasks.digits(), 2, scenario="task")
-        >>> result = learn(models.MLP(64, 32, 10, seed=0), stream, methods.VCL(), epochs=20, lr=0.005)
+        >>> result = learn(models.MLP(64, 32, 10, seed=0), stream, methods.VCL(beta=0.01), epochs=20, lr=0.005)
         >>> bool(result.accuracy[2].min() > 0.9)
         True
     """
@@ -153,7 +154,7 @@ class VCL(Method):
         """Add the gradient of the divergence."""
         scale = self.weighting.factor(self._steps) * self.beta / self._new
         if scale:
-            add_kl_gradient(model, scale, strength=self.strength, rows=self._rows(model))
+            add_kl_gradient(model, scale, strength=1.0 if self.posterior is None else self.strength, rows=self._rows(model))
 
     def after_step(self, model: nn.Module, optimizer: Optimizer) -> None:
         """Count the step, and see that the posterior is well.

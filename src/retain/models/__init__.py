@@ -10,8 +10,10 @@ from retain.models.bayesian import (
     ScaleMixture,
     bayesian,
     kl,
+    prune,
     sampling,
     set_prior,
+    signal_to_noise,
 )
 from retain.models.conv import Conv
 from retain.models.ensemble import Ensemble
@@ -44,8 +46,10 @@ __all__ = [
     "copy",
     "kl",
     "named_parameters",
+    "prune",
     "sampling",
     "set_prior",
+    "signal_to_noise",
     "skip_inactive",
     "sparsify",
     "unwrap",

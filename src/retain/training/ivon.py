@@ -264,7 +264,7 @@ class IVON(Optimizer):
         return list(torch._foreach_add([state["hessian"] for state in states], self._delta(group, states)))
 
     @torch.no_grad()
-    def _perturb(self, group: dict[str, Any], params: list[nn.Parameter]) -> list[Tensor]:
+    def _perturb(self, group: dict[str, Any], params: list[Any]) -> list[Tensor]:
         """Move the parameters from m to theta, and return (theta - m) / sigma^2."""
         if not params:
             return []

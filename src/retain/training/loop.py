@@ -23,6 +23,8 @@ from retain.training.optimizers import OptimizerFactory, Schedule, factor, make_
 from retain.training.recorder import Recorder, Silent
 from retain.training.result import Result
 
+_SCORES = ("accuracy", "nll", "validation", "validation_nll")
+
 
 def learn(
     model: nn.Module,
@@ -41,6 +43,7 @@ def learn(
     watch: Stream | Sequence[Any] | None = None,
     after: Result | None = None,
     consolidate_last: bool = True,
+    score_every: int = 1,
     recorder: Recorder | None = None,
 ) -> Result:
     """Learn the tasks of a stream in order, and measure what is kept.
@@ -67,6 +70,7 @@ def learn(
         after: The result of learning the first tasks of this stream: they are not learned again, and its rows and curves are kept. The
             model and the method must be those that came out of it (or the method has consolidated the model on their data).
         consolidate_last: Let the method remember the last task too; ``False`` saves the time where nothing follows.
+        score_every: Score the watched tasks after every so many epochs of a task, and after its last.
         recorder: Where events and points to continue from go.
 
     Returns:
@@ -84,6 +88,7 @@ def learn(
     """
     check_count("epochs", epochs)
     check_count("batch_size", batch_size)
+    check_count("score_every", score_every)
     if not isinstance(model, nn.Module):
         raise InputError("model", "an nn.Module", repr(model))
     if method is not None and not isinstance(method, Method):
@@ -165,7 +170,8 @@ def learn(
                     f"The loss on task '{task.id}' is no longer finite in epoch {epoch + 1} ({method!r}, lr={lr:g}). "
                     "Lower lr or the strength, or use pull='proximal'."
                 )
-            found = _score(result, model, method, watched, stream, keeper, t, row=False)
+            scored = (epoch + 1) % score_every == 0 or epoch + 1 == epochs
+            found = _score(result, model, method, watched, stream, keeper, t, row=False) if scored else dict.fromkeys(_SCORES, {})
             said = method.report(model)
             entry = {"task": task.id, "epoch": epoch + 1, "loss": mean, "score": task.likelihood.score(tally), **found, **said}  # type: ignore[arg-type]
             result.history.append(entry)
@@ -240,7 +246,7 @@ def _score(
         result.rows.append(list(scores.values()))
         result.nll_rows.append(list(nlls.values()))
         result.validation_rows.append([held_out.get(task.id, math.nan) for task in watched.tasks])
-    return {"accuracy": scores, "nll": nlls, "validation": held_out, "validation_nll": held_out_nll}
+    return dict(zip(_SCORES, (scores, nlls, held_out, held_out_nll), strict=True))
 
 
 def _state(result: Result, model: nn.Module, method: Method, task: int, epoch: int, optimizer: Any, *, done: bool) -> dict[str, Any]:

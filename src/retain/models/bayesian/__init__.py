@@ -8,6 +8,7 @@ from retain.models.bayesian.embedding import BayesianEmbedding
 from retain.models.bayesian.flows import PlanarFlows
 from retain.models.bayesian.linear import BayesianLinear
 from retain.models.bayesian.priors import GaussianPrior, Prior, ScaleMixture
+from retain.models.bayesian.pruning import prune, signal_to_noise
 
 __all__ = [
     "LOGVAR",
@@ -27,7 +28,9 @@ __all__ = [
     "broken",
     "kl",
     "kl_by_layer",
+    "prune",
     "put_prior",
     "sampling",
     "set_prior",
+    "signal_to_noise",
 ]

@@ -186,7 +186,7 @@ class BayesianLayer(nn.Module):
             if stored:
                 mean: Tensor = getattr(self, name)
                 self.priors[name] = prior_from_state(stored).to(mean.device, mean.dtype)
-        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[arg-type]
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def check_estimator(estimator: str, num_flows: int) -> Estimator:

@@ -33,7 +33,7 @@ class Prior(nn.Module, ABC):
 
 
 class GaussianPrior(Prior):
-    r""":math:`\mathcal{N}(m, s^2)`, closed form: with precision :math:`p = 1/s^2`,
+    r"""A Gaussian :math:`\mathcal{N}(m, s^2)`. The divergence has a closed form: with precision :math:`p = 1/s^2`,
 
     .. math:: \mathrm{KL}(q \,\|\, p) = \tfrac12 \left[ p \left(\sigma^2 + (\mu - m)^2\right) - 1 - \log p - \log \sigma^2 \right].
 
@@ -101,7 +101,7 @@ class GaussianPrior(Prior):
 
 
 class ScaleMixture(Prior):
-    r""":math:`p(w) = \pi\,\mathcal{N}(w; 0, \sigma_1^2) + (1 - \pi)\,\mathcal{N}(w; 0, \sigma_2^2)`, a wide and a narrow Gaussian.
+    r"""A wide and a narrow Gaussian: :math:`p(w) = \pi\,\mathcal{N}(w; 0, \sigma_1^2) + (1 - \pi)\,\mathcal{N}(w; 0, \sigma_2^2)`.
 
     Equation 7 of Blundell et al. 2015 (https://arxiv.org/abs/1505.05424). The logarithm is taken as a log-sum-exp. There is no closed form of the
     divergence: the entropy of q is exact and :math:`\mathbb{E}_q \log p` is estimated from one sample of the weight.
