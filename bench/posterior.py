@@ -21,7 +21,6 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -96,10 +95,12 @@ def bayesian_torch(kind: str) -> Step:
 
 def blitz() -> Step:
     layer = importlib.import_module("blitz.modules").BayesianLinear
-    widths = itertools.pairwise(SIZES)
-    hidden = [part for a, b in itertools.islice(widths, len(SIZES) - 2) for part in (layer(a, b), nn.ReLU())]
-    network = importlib.import_module("blitz.utils").variational_estimator(type("Network", (nn.Sequential,), {}))
-    model: Any = network(*hidden, layer(*SIZES[-2:]))
+
+    @importlib.import_module("blitz.utils").variational_estimator
+    class Network(nn.Sequential):
+        sample_elbo: Callable[..., Tensor]
+
+    model = Network(*[part for a, b in itertools.pairwise(SIZES) for part in (layer(a, b), nn.ReLU())][:-1])
     return stepping(model, lambda x, y: model.sample_elbo(inputs=x, labels=y, criterion=F.cross_entropy, sample_nbr=1, complexity_cost_weight=1 / N))
 
 

@@ -39,7 +39,7 @@ class CoresetVCL(VCL):
     Example:
         >>> from retain import learn, methods, models, tasks
         >>> stream = tasks.split(tasks.digits(), 2, scenario="class")
-        >>> result = learn(models.MLP(64, 32, 10, seed=0), stream, methods.CoresetVCL(40, beta=0.01), epochs=20, lr=0.005)
+        >>> result = learn(models.MLP(64, 32, 10, seed=0), stream, methods.CoresetVCL(40, lr=0.01), epochs=20, lr=0.005)
         >>> bool(result.accuracy[2, 0] > 0.5)
         True
     """

@@ -13,9 +13,14 @@ from retain.errors import InputError, nearest
 if TYPE_CHECKING:
     from retain.studies.base import Study
 
-_STUDIES = {"forgetting": "retain.studies.forgetting:Forgetting", "path": "retain.studies.path:PathStudy"}
+_STUDIES = {
+    "forgetting": "retain.studies.forgetting:Forgetting",
+    "bayes": "retain.studies.bayes:BayesStudy",
+    "path": "retain.studies.path:PathStudy",
+}
 SUMMARIES = {
     "forgetting": "MNIST, then Fashion-MNIST: how much of the first survives, with and without elastic weight consolidation",
+    "bayes": "digits 0-4, then 5-9: the posterior over the weights becomes the next prior",
     "path": "a dense network becomes a sparse one, step by step: which way loses the least information",
 }
 

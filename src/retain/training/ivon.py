@@ -321,10 +321,16 @@ class IVON(Optimizer):
         torch._foreach_mul_(change, change)
         torch._foreach_addcdiv_(hessians, change, curvature, value=0.5)
 
-        move = torch._foreach_div(momenta, [1 - group["beta1"] ** state["step"] for state in states])
+        # in the tensors at hand: fresh ones cost more than the arithmetic
+        move = change
+        torch._foreach_copy_(move, momenta)
+        torch._foreach_div_(move, [1 - group["beta1"] ** state["step"] for state in states])
         if "delta" in states[0]:
-            away = torch._foreach_sub(params, [state["prior_mean"] for state in states])
-            torch._foreach_addcmul_(move, away, delta)
+            torch._foreach_copy_(curvature, params)
+            torch._foreach_sub_(curvature, [state["prior_mean"] for state in states])
+            torch._foreach_addcmul_(move, curvature, delta)
         else:
             torch._foreach_add_(move, params, alpha=delta)
-        torch._foreach_addcdiv_(params, move, torch._foreach_add(hessians, delta), value=-group["lr"])
+        torch._foreach_copy_(curvature, hessians)
+        torch._foreach_add_(curvature, delta)
+        torch._foreach_addcdiv_(params, move, curvature, value=-group["lr"])

@@ -171,7 +171,7 @@ def learn(
                     "Lower lr or the strength, or use pull='proximal'."
                 )
             scored = (epoch + 1) % score_every == 0 or epoch + 1 == epochs
-            found = _score(result, model, method, watched, stream, keeper, t, row=False) if scored else dict.fromkeys(_SCORES, {})
+            found = _score(result, model, method, watched, stream, keeper, t, row=False) if scored else {key: {} for key in _SCORES}
             said = method.report(model)
             entry = {"task": task.id, "epoch": epoch + 1, "loss": mean, "score": task.likelihood.score(tally), **found, **said}  # type: ignore[arg-type]
             result.history.append(entry)

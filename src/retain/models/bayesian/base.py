@@ -65,7 +65,7 @@ class BayesianLayer(nn.Module):
             self.register_parameter(name + LOGVAR, nn.Parameter(torch.full_like(mean, logvar), mean.requires_grad))
             self.priors[name] = copy.deepcopy(prior or GaussianPrior()).to(mean.device, mean.dtype)
             if num_flows:
-                self.flows[name] = PlanarFlows(mean.numel(), num_flows).to(mean.device, mean.dtype)
+                self.flows[name] = PlanarFlows(mean.numel(), num_flows).to(mean.device, mean.dtype).requires_grad_(mean.requires_grad)
         if "bias" not in self.random:
             self.register_parameter("bias", None)
         self.train(source.training)
@@ -126,7 +126,8 @@ class BayesianLayer(nn.Module):
     def _variance(self, name: str) -> Tensor:
         logvar = self.posterior[name][1]
         found = logvar.exp()
-        self._variances[name] = ((logvar._version, logvar.data_ptr()), found.detach())
+        if isinstance(logvar, nn.Parameter):  # not what torch.func puts in its place, which has no storage
+            self._variances[name] = ((logvar._version, logvar.data_ptr()), found.detach())
         return found
 
     def centre(self, name: str) -> Tensor | None:

@@ -70,47 +70,58 @@ def bayesian(
     density = prior if isinstance(prior, Prior) else None
     if prior is not None and not isinstance(prior, nn.Module):
         raise InputError("prior", "a prior such as GaussianPrior(std=0.1), or a Bayesian model", type(prior).__name__)
-    made = copy(unwrap(model))
-    if any(isinstance(module, BayesianLayer) for module in made.modules()):
-        raise InputError("model", "a model without Bayesian layers", f"{type(made).__name__}, which has some", "It is Bayesian already.")
-    patterns = [keep] if isinstance(keep, str) else list(keep)
+    plain = unwrap(model)
+    if any(isinstance(module, BayesianLayer) for module in plain.modules()):
+        raise InputError("model", "a model without Bayesian layers", f"{type(plain).__name__}, which has some", "It is Bayesian already.")
+    paths = _to_convert(plain, [keep] if isinstance(keep, str) else list(keep))
+    if not paths:
+        raise InputError("model", f"at least one of {', '.join(layer.__name__ for layer in LAYERS)}", f"none in {type(plain).__name__}")
     settings: dict[str, Any] = {"logvar": logvar, "prior": density, "estimator": estimator, "num_flows": num_flows}
-    new: dict[nn.Module, BayesianLayer] = {}
-    owners: dict[Tensor, str] = {}
-
-    def walk(module: nn.Module, path: str) -> nn.Module:
-        if any(fnmatchcase(path, pattern) or fnmatchcase(type(module).__name__, pattern) for pattern in patterns):
-            return module
-        if module in new:  # one layer in several places stays one
-            return new[module]
-        kind = LAYERS.get(type(module))
-        own = dict(module.named_parameters(recurse=False))
-        if own and (kind is None or type(module).forward is not getattr(nn, type(module).__name__).forward):
-            kinds = ", ".join(layer.__name__ for layer in LAYERS)
-            hint = f"Leave it as it is with keep=({type(module).__name__!r},): its weights then have no posterior."
-            raise InputError(f"module '{path or 'model'}'", f"{kinds}, or a module without parameters of its own", type(module).__name__, hint)
-        for name, parameter in own.items():
-            if parameter in owners:
-                raise InputError(
-                    f"parameter '{path}.{name}'",
-                    "one of its own",
-                    f"'{owners[parameter]}' again",
-                    "Tied weights would come apart: untie them, or pass both modules in keep.",
-                )
-            owners[parameter] = f"{path}.{name}"
-        if kind is not None:
-            new[module] = kind.of(module, **settings)
-            return new[module]
-        for name, child in module.named_children():
-            setattr(module, name, walk(child, f"{path}.{name}".lstrip(".")))
-        return module
-
-    made = cast(Module, walk(made, ""))
-    if not new:
-        raise InputError("model", f"at least one of {', '.join(layer.__name__ for layer in LAYERS)}", f"none in {type(made).__name__}")
+    made = copy(plain)
+    new = {made.get_submodule(path): LAYERS[type(made.get_submodule(path))].of(made.get_submodule(path), **settings) for path in paths}
+    for module in list(made.modules()):
+        for name, child in module._modules.items():
+            if child in new:  # in every place where it stands: one layer stays one
+                module._modules[name] = new[child]
+        if isinstance(module, nn.TransformerEncoderLayer | nn.TransformerEncoder):
+            # torch's fast path in evaluation mode reads the weights past their layers, so nothing would be drawn
+            module.activation_relu_or_gelu, module.use_nested_tensor = 0, False
+    made = cast(Module, new.get(made, made))
     if prior is not None and density is None:
         set_prior(made, prior)
     return made
+
+
+def _to_convert(model: nn.Module, patterns: list[str]) -> list[str]:
+    """Where the layers are that get a Bayesian form, each once; raises where one cannot."""
+    everywhere = dict(model.named_modules(remove_duplicate=False))
+    kept: set[nn.Module] = set()
+    for path, module in everywhere.items():
+        if any(fnmatchcase(path, pattern) or fnmatchcase(type(module).__name__, pattern) for pattern in patterns):
+            kept.update(module.modules())
+    owners = {
+        parameter: f"{path}.{name}" for path, module in everywhere.items() if module in kept for name, parameter in module.named_parameters(recurse=False)
+    }
+    found = []
+    for path, module in model.named_modules():
+        own = {} if module in kept else dict(module.named_parameters(recurse=False))
+        if not own:
+            continue
+        kind, hint = type(module).__name__, f"Leave it as it is with keep=({type(module).__name__!r},): its weights then have no posterior."
+        if type(module) not in LAYERS:
+            kinds = ", ".join(layer.__name__ for layer in LAYERS)
+            raise InputError(f"module '{path or 'model'}'", f"{kinds}, or a module without parameters of its own", kind, hint)
+        hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+        if "forward" in vars(module) or module._modules or not own.keys() <= {"weight", "bias"} or any(getattr(module, name) for name in hooks):
+            more = "one with hooks, parameters or a forward of its own, which its Bayesian form would lose"
+            raise InputError(f"module '{path or 'model'}'", f"a {kind} as torch makes it", more, f"Remove them first. {hint}")
+        for name, parameter in own.items():
+            if parameter in owners:
+                tied = "Tied weights would come apart: untie them, or pass both modules in keep."
+                raise InputError(f"parameter '{path}.{name}'", "one of its own", f"'{owners[parameter]}' again", tied)
+            owners[parameter] = f"{path}.{name}"
+        found.append(path)
+    return found
 
 
 def set_prior(model: nn.Module, source: nn.Module, *, start: bool = False) -> None:

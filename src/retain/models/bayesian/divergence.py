@@ -36,7 +36,7 @@ def kl(model: nn.Module, *, strength: float = 1.0, rows: Rows | None = None) -> 
     Example:
         >>> from retain.models import MLP, bayesian, kl
         >>> model = bayesian(MLP(4, 3, seed=0), logvar=0.0)
-        >>> means = sum(float(p.square().sum()) for name, p in model.named_parameters() if "logvar" not in name)
+        >>> means = sum(float(p.detach().square().sum()) for name, p in model.named_parameters() if "logvar" not in name)
         >>> abs(float(kl(model).detach()) - 0.5 * means) < 1e-5  # a width of 1 on both sides: only the means count
         True
     """
@@ -69,25 +69,29 @@ def add_kl_gradient(model: nn.Module, scale: float, *, strength: float = 1.0, ro
     """
     for layer in bayesian_layers(model).values():
         for part, (mean, logvar) in layer.posterior.items():
-            if not mean.requires_grad:
-                continue
+            trained = [p for p in (mean, logvar) if p.requires_grad]
             if part in layer.flows:
                 with torch.enable_grad():
-                    (scale * _flowed(layer, part)).backward()
+                    divergence = scale * _flowed(layer, part)
+                if divergence.requires_grad:
+                    divergence.backward()
+                continue
+            if not trained:
                 continue
             prior = layer.prior(part)
             with torch.no_grad():
                 units = None if rows is None else rows.get(layer)
-                for parameter in (mean, logvar):
+                for parameter in trained:
                     if parameter.grad is None:
                         parameter.grad = torch.zeros_like(parameter)
-                onto = (mean.grad, logvar.grad) if units is None else (torch.zeros_like(mean), torch.zeros_like(mean))
+                direct = units is None and len(trained) == 2
+                onto = (mean.grad, logvar.grad) if direct else (torch.zeros_like(mean), torch.zeros_like(mean))
                 assert onto[0] is not None and onto[1] is not None
                 prior.add_gradients(mean, layer.variance(part), onto, scale, strength)  # type: ignore[arg-type]
-                if units is not None:
-                    for parameter, gradient in zip((mean, logvar), onto, strict=True):
-                        assert parameter.grad is not None
-                        parameter.grad.add_(_only(gradient, units))  # type: ignore[arg-type]
+                for parameter, gradient in () if direct else zip((mean, logvar), onto, strict=True):
+                    if parameter.requires_grad:
+                        assert parameter.grad is not None and gradient is not None
+                        parameter.grad.add_(gradient if units is None else _only(gradient, units))
 
 
 def broken(model: nn.Module) -> str | None:
@@ -95,8 +99,9 @@ def broken(model: nn.Module) -> str | None:
     names, sums = [], []
     for name, layer in bayesian_layers(model).items():
         for part, (mean, logvar) in layer.posterior.items():
-            names += [f"{name}.{part}", f"{name}.{part}{LOGVAR}"]
-            sums += [mean.detach().sum(), logvar.detach().sum()]
+            least, most = logvar.detach().aminmax()
+            names += [f"{name}.{part}".lstrip("."), f"{name}.{part}{LOGVAR}".lstrip(".")]
+            sums += [mean.detach().sum(), least + most.exp()]
     if bool(torch.isfinite(torch.stack(sums)).all()):
         return None
     return next((name for name, total in zip(names, sums, strict=True) if not bool(torch.isfinite(total))), None)

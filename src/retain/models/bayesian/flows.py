@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -34,21 +36,25 @@ class PlanarFlows(nn.Module):
     def __init__(self, size: int, count: int) -> None:
         super().__init__()
         self.size, self.count = check_count("size", size), check_count("count", count)
-        # small: the chain starts near the identity
-        self.u = nn.Parameter(0.01 * torch.randn(count, size) / size**0.5)
-        self.w = nn.Parameter(torch.randn(count, size) / size**0.5)
+        w = F.normalize(torch.randn(count, size))
+        # the chain starts as the identity: u-hat is 0 where u is along w and w.u the root of m
+        self.u, self.w = nn.Parameter(math.log(math.e - 1) * w), nn.Parameter(w)
         self.b = nn.Parameter(torch.zeros(count))
 
     def forward(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """Where the values go, in their own shape, and the logarithm of the determinant's size, a scalar."""
-        z, total = values.flatten(), values.new_zeros(())
-        for u, w, b in zip(self.u, self.w, self.b, strict=True):
-            along = w @ u
-            bent = u + (F.softplus(along) - 1 - along) / w.square().sum() * w
-            t = torch.tanh(w @ z + b)
-            total = total + torch.log1p((1 - t * t) * (w @ bent))
-            z = z + bent * t
-        return z.reshape(values.shape), total
+        z = values.flatten()
+        # every step moves along one of K directions, so K numbers tell where the chain is: no pass over all D entries a step
+        wu, ww, along = self.w @ self.u.T, self.w @ self.w.T, self.w @ z + self.b
+        stretch = F.softplus(wu.diagonal())  # 1 + w'u-hat
+        bend = (stretch - 1 - wu.diagonal()) / ww.diagonal()
+        onto = wu + ww * bend  # entry k, j: w_k' u-hat_j
+        steps: list[Tensor] = []
+        for k, row in enumerate(onto.unbind()):
+            steps.append(torch.tanh(along[k] + row[:k] @ torch.stack(steps) if k else along[0]))
+        t = torch.stack(steps)
+        total = torch.log(t * t + (1 - t * t) * stretch).sum()  # 1 + (1 - t^2) w'u-hat without cancellation
+        return (z + t @ self.u + (bend * t) @ self.w).reshape(values.shape), total
 
     def extra_repr(self) -> str:
         """What stands in the module's repr."""

@@ -33,7 +33,9 @@ class Prior(nn.Module, ABC):
 
 
 class GaussianPrior(Prior):
-    r"""A Gaussian :math:`\mathcal{N}(m, s^2)`. The divergence has a closed form: with precision :math:`p = 1/s^2`,
+    r"""A Gaussian :math:`\mathcal{N}(m, s^2)`. The divergence has a closed form.
+
+    With precision :math:`p = 1/s^2`,
 
     .. math:: \mathrm{KL}(q \,\|\, p) = \tfrac12 \left[ p \left(\sigma^2 + (\mu - m)^2\right) - 1 - \log p - \log \sigma^2 \right].
 
@@ -152,9 +154,12 @@ class ScaleMixture(Prior):
         moved = variance.sqrt().mul_(torch.randn_like(mean))
         weight = mean + moved
         p1, p2 = self.sigma1**-2, self.sigma2**-2
-        odds = (self.pi / self.sigma1).log() - ((1 - self.pi) / self.sigma2).log()
-        share = torch.addcmul(odds, weight, weight, value=0.5 * float(p2 - p1)).sigmoid_()  # posterior of the wide one at this weight
-        by_mean = share.mul_(p1 - p2).add_(p2).mul_(weight)
+        odds = ((1 - self.pi) / self.sigma2).log() - (self.pi / self.sigma1).log()
+        if p1 > p2:
+            p1, p2, odds = p2, p1, -odds
+        # posterior of the narrow one at this weight; of the wide one it would cancel where that is sure
+        share = torch.addcmul(odds, weight, weight, value=-0.5 * float(p2 - p1)).sigmoid_()
+        by_mean = share.mul_(p2 - p1).add_(p1).mul_(weight)
         onto[0].add_(by_mean, alpha=scale)
         onto[1].addcmul_(moved, by_mean, value=0.5 * scale).sub_(0.5 * scale)
 
