@@ -11,7 +11,7 @@ from retain import models, tasks
 from retain.errors import InputError, RetainError
 from retain.seeds import seeded
 from retain.training import evaluate
-from retain.training.ivon import IVON
+from retain.curvature import IVON
 from retain.training.optimizers import factor
 
 SETTINGS = {"lr": 0.1, "ess": 50.0, "weight_decay": 0.02, "beta1": 0.8, "beta2": 0.7, "hess_init": 0.5}

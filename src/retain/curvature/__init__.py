@@ -1,6 +1,7 @@
 """How sure we are of every weight: the Fisher information, and products with curvature that is never formed."""
 
 from retain.curvature.fisher import Fisher, fisher, sensitivity
+from retain.curvature.ivon import IVON
 from retain.curvature.matrixfree import (
     CurvatureOperator,
     Density,
@@ -23,6 +24,7 @@ __all__ = [
     "Density",
     "Eigenpairs",
     "Fisher",
+    "IVON",
     "LabelRule",
     "Lanczos",
     "Solution",

@@ -6,6 +6,7 @@ from retain.methods.ewc import EWC
 from retain.methods.l2sp import L2SP
 from retain.methods.laplace import StructuredLaplace
 from retain.methods.mas import MAS
+from retain.methods.newton_vcl import NewtonVCL
 from retain.methods.online_ewc import OnlineEWC
 from retain.methods.quadratic import Quadratic
 from retain.methods.rwalk import RWalk
@@ -14,7 +15,7 @@ from retain.methods.ssr import SSR
 from retain.methods.vcl import VCL
 from retain.methods.weighting import Blundell, NoDivergence, OverBatches, PerSample, WarmUp, Weighting
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (Plain, EWC, OnlineEWC, StructuredLaplace, SSR, SI, MAS, RWalk, L2SP, VCL, CoresetVCL)}
+METHODS: dict[str, type[Method]] = {method.name: method for method in (Plain, EWC, OnlineEWC, StructuredLaplace, SSR, SI, MAS, RWalk, L2SP, VCL, CoresetVCL, NewtonVCL)}
 
 __all__ = [
     "EWC",
@@ -24,6 +25,7 @@ __all__ = [
     "Blundell",
     "CoresetVCL",
     "Method",
+    "NewtonVCL",
     "NoDivergence",
     "OnlineEWC",
     "OverBatches",

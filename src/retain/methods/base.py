@@ -33,6 +33,17 @@ class Method:
         """What an optimiser trains, as torch's parameter groups; a group may have a learning rate of its own."""
         return [{"params": [p for p in model.parameters() if p.requires_grad]}]
 
+    own: Optimizer | None = None
+    """What :meth:`optimizer` made for the task at hand; :func:`retain.attach` takes no other."""
+
+    def optimizer(self, model: nn.Module, lr: float) -> Optimizer | None:
+        """An optimiser of the method's own, kept in ``own``; ``None`` leaves the choice to the loop.
+
+        ``learn`` asks for it after :meth:`begin`, a person's loop before ``attach``, so :meth:`begin` has to tell the one that is there of the task.
+        Where it has a context ``sampled()``, the forward and backward pass of every step belong inside.
+        """
+        return None
+
     @property
     def scouts(self) -> bool:
         """Whether the next task has to be fitted freely before :meth:`begin`, by a copy of the model; ``learn`` does it."""

@@ -111,6 +111,7 @@ class VCL(Method):
         self.seen: Tensor | None = None
         """Output units that some task has asked for; ``None`` where all compete."""
         self._active: Tensor | None = None
+        self._layers: dict[str, BayesianLayer] = {}  # of the model at hand: looking for them takes time
         self._new = self._steps = 0
 
     def prepare(self, model: nn.Module) -> nn.Module:
@@ -128,7 +129,7 @@ class VCL(Method):
 
     def begin(self, model: nn.Module, task: Task) -> None:
         """Make the last posterior the prior."""
-        layers = bayesian_layers(model)  # says so if there is none
+        layers = self._layers = bayesian_layers(model)  # says so if there is none
         self._new, self._steps = task.n, 0
         head = _head(model, task)
         self._active = None
@@ -158,29 +159,25 @@ class VCL(Method):
         return (sum(more) - (self.samples - 1) * first) / self.samples
 
     def before_step(self, model: nn.Module, optimizer: Optimizer) -> None:
-        """Add the gradient of the divergence."""
-        scale = self.weighting.factor(self._steps) * self.beta / self._new
-        if scale:
-            add_kl_gradient(model, scale, strength=1.0 if self.posterior is None else self.strength, rows=self._rows(model))
-
-    def after_step(self, model: nn.Module, optimizer: Optimizer) -> None:
-        """Count the step, and see that the posterior is well.
+        """Add the gradient of the divergence.
 
         Raises:
             RetainError: If a mean or a variance is no longer finite.
         """
+        self._check()
+        scale = self.weighting.factor(self._steps) * self.beta / self._new
+        if scale:
+            add_kl_gradient(self._layers, scale, strength=1.0 if self.posterior is None else self.strength, rows=self._rows())
+
+    def after_step(self, model: nn.Module, optimizer: Optimizer) -> None:
+        """Count the step."""
         self._steps += 1
-        name = broken(model)
-        if name is not None:
-            raise RetainError(
-                f"The posterior of '{name}' is no longer finite after step {self._steps} of this task ({self!r}). What was saved last is kept. "
-                "Lower lr, or start at a smaller logvar."
-            )
 
     def consolidate(self, model: nn.Module, task: Task) -> None:
         """Remember the posterior."""
         task = as_task(task)
-        layers = bayesian_layers(model)
+        layers = self._layers = bayesian_layers(model)
+        self._check()
         self.posterior = {f"{name}.{part}".lstrip("."): _gaussian(layer, part) for name, layer in layers.items() for part in layer.random}
         if task.active is None:
             self.seen = None
@@ -208,12 +205,12 @@ class VCL(Method):
             A number of at least 0 (an estimate, with flows or a scale mixture).
         """
         with torch.no_grad():
-            return float(kl(model, rows=self._rows(model)))
+            return float(kl(model, rows=self._rows()))
 
     def report(self, model: nn.Module) -> dict[str, float]:
         """The divergence."""
-        with seeded(0, "divergence"):  # draws, with flows or a scale mixture: the same at every look
-            return {"kl": self.divergence(model)}
+        self._check()
+        return {"kl": self.divergence(model)}
 
     def state_dict(self) -> dict[str, Any]:
         """The posterior that is the next prior, which outputs it knows, and the steps that were counted."""
@@ -231,10 +228,16 @@ class VCL(Method):
         names = ("prior", "logvar", "beta", "strength", "weighting", "estimator", "samples", "answers", "pace", "num_flows", "keep")
         return {name: getattr(self, name) for name in names}
 
-    def _rows(self, model: nn.Module) -> dict[BayesianLayer, Tensor] | None:
-        if self._active is None:
-            return None
-        return {list(bayesian_layers(model).values())[-1]: self._active}
+    def _rows(self) -> dict[BayesianLayer, Tensor] | None:
+        return None if self._active is None else {list(self._layers.values())[-1]: self._active}
+
+    def _check(self) -> None:
+        name = broken(self._layers)
+        if name is not None:
+            raise RetainError(
+                f"The posterior of '{name}' is no longer finite after step {self._steps} of this task ({self!r}). What was saved last is kept. "
+                "Lower lr, or start at a smaller logvar."
+            )
 
     def _learned(self, name: str, like: Tensor) -> tuple[Tensor, Tensor]:
         assert self.posterior is not None

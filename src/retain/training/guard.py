@@ -108,7 +108,7 @@ def attach(method: Method, model: nn.Module, optimizer: Optimizer, task: Any, *,
         A guard: ``guard.penalty(batch, outputs)`` for data-dependent methods, ``guard.consolidate()`` at the end.
 
     Raises:
-        RetainError: If the optimiser only works with a closure, or trains none of the model's parameters.
+        RetainError: If the optimiser only works with a closure, trains none of the model's parameters, or is not the method's own where it has one.
 
     Example:
         >>> import torch, retain
@@ -131,6 +131,11 @@ def attach(method: Method, model: nn.Module, optimizer: Optimizer, task: Any, *,
     if not any(id(p) in trained for p in named_parameters(plain).values()):
         raise RetainError(
             "optimizer: expected one that trains the model's parameters, found one that trains none of them. Make it after method.prepare(model)."
+        )
+    if type(method).optimizer is not Method.optimizer and method.own is not optimizer:
+        raise RetainError(
+            f"optimizer: expected the one that {method} brings, found {'one of before' if type(optimizer) is type(method.own) else type(optimizer).__name__}. "
+            "For every task take optimizer = method.optimizer(model, lr)."
         )
     task = as_task(task, n=n, id="new")
     if type(method).augment is not Method.augment:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -58,8 +59,9 @@ def learn(
         method: What is carried from task to task; plain fine-tuning by default.
         epochs: Passes over each task's data.
         batch_size: Samples a step; a DataLoader has its own.
-        optimizer: ``adam``, ``adamw``, ``sgd``, ``momentum`` or a function from parameters to an optimiser.
-        lr: Learning rate.
+        optimizer: ``adam``, ``adamw``, ``sgd``, ``momentum`` or a function from parameters to an optimiser. Ignored if the method
+            brings an optimiser of its own, as :class:`~retain.methods.NewtonVCL` does.
+        lr: Learning rate, of the method's own optimiser too.
         schedule: ``constant``, or ``cosine`` from lr to 0 within each task.
         seed: Seed of the data order and of noise such as dropout. The model's initialisation is its own affair.
         device: ``auto``, or any torch device.
@@ -132,7 +134,8 @@ def learn(
                 learn(free, [task], seed=derive(seed, "scout", t), device=place, precision=precision, batchnorm=batchnorm, **options)
                 method.scout(free, task)
             method.begin(model, task)
-        steps = make_optimizer(optimizer, method.groups(model, lr), lr)
+        steps = method.optimizer(model, lr) or make_optimizer(optimizer, method.groups(model, lr), lr)
+        drawn = getattr(steps, "sampled", nullcontext)  # an optimiser that wants its gradients at drawn weights
         initial = [group["lr"] for group in steps.param_groups]
         done, passed = position[1] if t == position[0] else 0, 0
         if done and restored is not None:
@@ -150,12 +153,13 @@ def learn(
                             group["lr"] = rate * share
                     batch = method.augment(batch, model)
                     steps.zero_grad()
-                    with autocast(precision, place):
-                        outputs = apply(model, batch)
-                        task.check(outputs, batch.targets, first=step == 0 and epoch == done)
-                        loss = task.likelihood.mean_nll(outputs, batch.targets, batch.weight)
-                        extra = method.penalty(model, batch, outputs)
-                    (loss if extra is None else loss + extra).backward()
+                    with drawn():
+                        with autocast(precision, place):
+                            outputs = apply(model, batch)
+                            task.check(outputs, batch.targets, first=step == 0 and epoch == done)
+                            loss = task.likelihood.mean_nll(outputs, batch.targets, batch.weight)
+                            extra = method.penalty(model, batch, outputs)
+                        (loss if extra is None else loss + extra).backward()
                     method.before_step(model, steps)
                     steps.step()
                     method.after_step(model, steps)

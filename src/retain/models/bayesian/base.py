@@ -109,11 +109,28 @@ class BayesianLayer(nn.Module):
         assert isinstance(found, Prior)
         return found
 
-    def flow(self, name: str) -> PlanarFlows:
-        """The flows of a tensor."""
-        found = self.flows[name]
-        assert isinstance(found, PlanarFlows)
-        return found
+    def flow(self, name: str) -> nn.Module:
+        """The flows of a tensor: called, they return where a value goes and the logarithm of the determinant's size."""
+        return self.flows[name]
+
+    def divergence(self, name: str, strength: float = 1.0, units: Tensor | None = None) -> Tensor:
+        r""":math:`\mathrm{KL}(q \,\|\, p)` of a tensor in nats, with gradients; see :func:`~retain.models.kl`.
+
+        Args:
+            name: Of the tensor.
+            strength: Factor of the quadratic part, where there are no flows.
+            units: Output units that count, one entry a unit; with planar flows, which mix all entries, the tensor counts whole.
+
+        Returns:
+            A scalar; with flows an estimate from one draw.
+        """
+        mean, logvar = self.posterior[name]
+        if name not in self.flows:
+            return only(self.prior(name).kl(mean, logvar, strength), units).sum()
+        noise = torch.randn_like(mean)
+        weight, logdet = self.flow(name)(torch.addcmul(mean, (0.5 * logvar).exp(), noise))
+        log_q: Tensor = -0.5 * (logvar + noise.square() + math.log(2 * math.pi)).sum() - logdet
+        return log_q - self.prior(name).log_density(weight).sum()
 
     def variance(self, name: str) -> Tensor:
         r""":math:`\sigma^2` of a tensor, without gradients; taken from the last forward pass if the parameter hasn't changed since."""
@@ -158,16 +175,20 @@ class BayesianLayer(nn.Module):
             return self.map(inputs, weight, self.draw("bias"))
         return self._local(inputs) if estimator == "local" else self._flipout(inputs)
 
+    def _expected(self, inputs: Tensor) -> Tensor:
+        """What the noise is added to."""
+        bias = self.posterior.get("bias")
+        return self.map(inputs, self.posterior["weight"][0], None if bias is None else bias[0])
+
     def _local(self, inputs: Tensor) -> Tensor:
-        mean, bias = self.posterior["weight"][0], self.posterior.get("bias")
-        outputs = self.map(inputs, mean, None if bias is None else bias[0])
+        outputs, bias = self._expected(inputs), self.posterior.get("bias")
         variance = self.map(inputs.square(), self._variance("weight"), None if bias is None else self._variance("bias"))
         # the root has no slope at 0, where all inputs are 0
         return torch.addcmul(outputs, (variance + 1e-30).sqrt(), torch.randn_like(outputs))
 
     def _flipout(self, inputs: Tensor) -> Tensor:
         (mean, logvar), bias = self.posterior["weight"], self.posterior.get("bias")
-        outputs = self.map(inputs, mean, None if bias is None else bias[0])
+        outputs = self._expected(inputs)
         moved = (0.5 * logvar).exp() * torch.randn_like(mean)
         s, r = self.signs(inputs, outputs)
         outputs = torch.addcmul(outputs, self.map(inputs * s, moved, None), r)
@@ -199,11 +220,11 @@ def check_estimator(estimator: str, num_flows: int) -> Estimator:
     return cast(Estimator, estimator)
 
 
-def bayesian_layers(model: nn.Module) -> dict[str, BayesianLayer]:
+def bayesian_layers(model: nn.Module | Mapping[str, BayesianLayer]) -> dict[str, BayesianLayer]:
     """The Bayesian layers of a model by name.
 
     Args:
-        model: Any module.
+        model: Any module; layers by name, as this function returns them, are handed back.
 
     Returns:
         The layers in the model's own order.
@@ -211,6 +232,8 @@ def bayesian_layers(model: nn.Module) -> dict[str, BayesianLayer]:
     Raises:
         InputError: If there is none.
     """
+    if isinstance(model, Mapping):
+        return dict(model)
     found = {name: module for name, module in model.named_modules() if isinstance(module, BayesianLayer)}
     if not found:
         raise InputError("model", "a model with Bayesian layers", f"{type(model).__name__} with none", "Make one with retain.models.bayesian(model).")
@@ -241,7 +264,7 @@ def sampling(model: nn.Module, estimator: Estimator = "weights") -> Iterator[Non
     """
     layers = list(bayesian_layers(model).values())
     for layer in layers:
-        check_estimator(estimator, len(layer.flows))
+        check_estimator(estimator, sum(isinstance(flow, PlanarFlows) for flow in layer.flows.values()))
     before = [layer.drawing for layer in layers]
     for layer in layers:
         layer.drawing = estimator
@@ -250,6 +273,11 @@ def sampling(model: nn.Module, estimator: Estimator = "weights") -> Iterator[Non
     finally:
         for layer, drawing in zip(layers, before, strict=True):
             layer.drawing = drawing
+
+
+def only(values: Tensor, units: Tensor | None) -> Tensor:
+    """Values ``[U, ...]`` of the units that count; the others are 0."""
+    return values if units is None else values * units.reshape(-1, *[1] * (values.ndim - 1))
 
 
 def _signs(like: Tensor) -> Tensor:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
-from retain.errors import InputError
+from retain.errors import InputError, nearest
 from retain.models.bayesian.base import BayesianLayer, Estimator, bayesian_layers
 from retain.models.bayesian.convolution import BayesianConv1d, BayesianConv2d
+from retain.models.bayesian.coupling import FlowKind, MakeFlow
 from retain.models.bayesian.embedding import BayesianEmbedding
 from retain.models.bayesian.linear import BayesianLinear
+from retain.models.bayesian.multiplicative import MultiplicativeLinear
 from retain.models.bayesian.priors import GaussianPrior, Prior
 from retain.models.parameters import copy, unwrap
 
@@ -32,7 +34,8 @@ def bayesian(
     *,
     logvar: float = -10.0,
     estimator: Estimator = "local",
-    num_flows: int = 0,
+    num_flows: int | None = None,
+    flow: Literal["planar"] | FlowKind | MakeFlow = "planar",
     keep: Iterable[str] = (),
 ) -> Module:
     r"""A copy of a model in which every weight is a Gaussian about its value.
@@ -46,7 +49,9 @@ def bayesian(
             architecture, whose posterior becomes the prior; see :func:`set_prior`.
         logvar: Initial :math:`\log \sigma^2` of every weight; small, or the noise hides what the means know.
         estimator: ``local``, ``flipout`` or ``weights``, see :class:`BayesianLayer`.
-        num_flows: Planar flows on every tensor, with ``estimator="weights"``.
+        num_flows: Steps of the flows; none by default of ``planar``, 2 of others.
+        flow: ``planar`` bends all entries of each tensor, with ``estimator="weights"``. Any other makes every linear layer a
+            :class:`~retain.models.MultiplicativeLinear`, with this flow of its inputs' factors; layers of other types are refused.
         keep: Names or types of modules that stay as they are, with ``*``: ``("bn*", "LayerNorm")``. Their weights are certain, and no prior holds them.
 
     Returns:
@@ -70,15 +75,28 @@ def bayesian(
     density = prior if isinstance(prior, Prior) else None
     if prior is not None and not isinstance(prior, nn.Module):
         raise InputError("prior", "a prior such as GaussianPrior(std=0.1), or a Bayesian model", type(prior).__name__)
+    kinds = ("planar", *get_args(FlowKind))
+    if not callable(flow) and flow not in kinds:
+        raise InputError("flow", f"one of {', '.join(kinds)}, or a function", repr(flow), nearest(str(flow), kinds))
     plain = unwrap(model)
     if any(isinstance(module, BayesianLayer) for module in plain.modules()):
         raise InputError("model", "a model without Bayesian layers", f"{type(plain).__name__}, which has some", "It is Bayesian already.")
     paths = _to_convert(plain, [keep] if isinstance(keep, str) else list(keep))
     if not paths:
         raise InputError("model", f"at least one of {', '.join(layer.__name__ for layer in LAYERS)}", f"none in {type(plain).__name__}")
-    settings: dict[str, Any] = {"logvar": logvar, "prior": density, "estimator": estimator, "num_flows": num_flows}
+    settings: dict[str, Any] = {"logvar": logvar, "prior": density, "estimator": estimator}
+    layers = dict(LAYERS)
+    if flow != "planar":
+        settings |= {"flow": flow, "num_flows": 2 if num_flows is None else num_flows}
+        layers = {nn.Linear: MultiplicativeLinear}
+        for path in paths:
+            if type(module := plain.get_submodule(path)) not in layers:
+                hint = "Factors of inputs are for linear layers: use flow='planar', or leave it as it is with keep=."
+                raise InputError(f"module '{path or 'model'}'", f"Linear with flow={flow!r}", type(module).__name__, hint)
+    else:
+        settings["num_flows"] = 0 if num_flows is None else num_flows
     made = copy(plain)
-    new = {made.get_submodule(path): LAYERS[type(made.get_submodule(path))].of(made.get_submodule(path), **settings) for path in paths}
+    new = {made.get_submodule(path): layers[type(made.get_submodule(path))].of(made.get_submodule(path), **settings) for path in paths}
     for module in list(made.modules()):
         for name, child in module._modules.items():
             if child in new:  # in every place where it stands: one layer stays one

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
-from retain.models.bayesian.base import LOGVAR, BayesianLayer, bayesian_layers
+from retain.models.bayesian.base import LOGVAR, BayesianLayer, bayesian_layers, only
 
 Rows = Mapping[BayesianLayer, Tensor]
 """Which output units of a layer count, one entry a unit; a layer that is not named counts whole."""
 
 
-def kl(model: nn.Module, *, strength: float = 1.0, rows: Rows | None = None) -> Tensor:
+def kl(model: nn.Module | Mapping[str, BayesianLayer], *, strength: float = 1.0, rows: Rows | None = None) -> Tensor:
     r""":math:`\mathrm{KL}(q \,\|\, p)` of all weights in nats, a scalar with gradients: what the posterior has learned beyond its prior.
 
     The loss of variational inference, the negative evidence lower bound per sample, is ``mean_nll + kl(model) / N`` with N training samples
     (Graves 2011; Blundell et al. 2015, https://arxiv.org/abs/1505.05424, eq. 1). Gaussian priors have a closed form; scale mixtures and flows are
     estimated from one draw of the weights, without bias. With flows :math:`z_K` of :math:`z_0 \sim q_0`, the estimate is
-    :math:`\log q_0(z_0) - \sum_k \log|\det_k| - \log p(z_K)`.
+    :math:`\log q_0(z_0) - \sum_k \log|\det_k| - \log p(z_K)`. A :class:`~retain.models.MultiplicativeLinear` counts with an upper bound.
 
     Args:
-        model: A model with Bayesian layers.
+        model: A model with Bayesian layers, or the layers themselves by name.
         strength: Factor of the quadratic part, see :class:`~retain.models.GaussianPrior`.
         rows: Output units that count, by layer.
 
@@ -43,36 +42,33 @@ def kl(model: nn.Module, *, strength: float = 1.0, rows: Rows | None = None) -> 
     return torch.stack(list(kl_by_layer(model, strength=strength, rows=rows).values())).sum()
 
 
-def kl_by_layer(model: nn.Module, *, strength: float = 1.0, rows: Rows | None = None) -> dict[str, Tensor]:
+def kl_by_layer(model: nn.Module | Mapping[str, BayesianLayer], *, strength: float = 1.0, rows: Rows | None = None) -> dict[str, Tensor]:
     """:func:`kl` by the name of the layer."""
     found = {}
     for name, layer in bayesian_layers(model).items():
         total = torch.zeros((), device=layer.posterior["weight"][0].device)
-        for part, (mean, logvar) in layer.posterior.items():
-            if part in layer.flows:
-                total = total + _flowed(layer, part)
-                continue
-            values = layer.prior(part).kl(mean, logvar, strength)
-            total = total + (values if rows is None or layer not in rows else _only(values, rows[layer])).sum()
+        for part in layer.random:
+            total = total + layer.divergence(part, strength, None if rows is None else rows.get(layer))
         found[name] = total
     return found
 
 
-def add_kl_gradient(model: nn.Module, scale: float, *, strength: float = 1.0, rows: Rows | None = None) -> None:
+def add_kl_gradient(model: nn.Module | Mapping[str, BayesianLayer], scale: float, *, strength: float = 1.0, rows: Rows | None = None) -> None:
     """Add ``scale`` times the gradient of :func:`kl` to every ``.grad``, in closed form where there is one; frozen tensors are left alone.
 
     Args:
-        model: A model with Bayesian layers.
+        model: A model with Bayesian layers, or the layers themselves by name.
         scale: Usually 1/N.
         strength: As for :func:`kl`.
         rows: As for :func:`kl`.
     """
     for layer in bayesian_layers(model).values():
+        units = None if rows is None else rows.get(layer)
         for part, (mean, logvar) in layer.posterior.items():
             trained = [p for p in (mean, logvar) if p.requires_grad]
             if part in layer.flows:
                 with torch.enable_grad():
-                    divergence = scale * _flowed(layer, part)
+                    divergence = scale * layer.divergence(part, strength, units)
                 if divergence.requires_grad:
                     divergence.backward()
                 continue
@@ -80,7 +76,6 @@ def add_kl_gradient(model: nn.Module, scale: float, *, strength: float = 1.0, ro
                 continue
             prior = layer.prior(part)
             with torch.no_grad():
-                units = None if rows is None else rows.get(layer)
                 for parameter in trained:
                     if parameter.grad is None:
                         parameter.grad = torch.zeros_like(parameter)
@@ -91,29 +86,16 @@ def add_kl_gradient(model: nn.Module, scale: float, *, strength: float = 1.0, ro
                 for parameter, gradient in () if direct else zip((mean, logvar), onto, strict=True):
                     if parameter.requires_grad:
                         assert parameter.grad is not None and gradient is not None
-                        parameter.grad.add_(gradient if units is None else _only(gradient, units))
+                        parameter.grad.add_(only(gradient, units))
 
 
-def broken(model: nn.Module) -> str | None:
+def broken(model: nn.Module | Mapping[str, BayesianLayer]) -> str | None:
     """The first parameter of a Bayesian layer that is no longer finite, or whose variance isn't, by name; ``None`` if all are well."""
     names, sums = [], []
     for name, layer in bayesian_layers(model).items():
-        for part, (mean, logvar) in layer.posterior.items():
-            least, most = logvar.detach().aminmax()
+        for part in layer.random:
             names += [f"{name}.{part}".lstrip("."), f"{name}.{part}{LOGVAR}".lstrip(".")]
-            sums += [mean.detach().sum(), least + most.exp()]
+            sums += [layer.posterior[part][0].detach().sum(), layer.variance(part).sum()]
     if bool(torch.isfinite(torch.stack(sums)).all()):
         return None
     return next((name for name, total in zip(names, sums, strict=True) if not bool(torch.isfinite(total))), None)
-
-
-def _flowed(layer: BayesianLayer, part: str) -> Tensor:
-    mean, logvar = layer.posterior[part]
-    noise = torch.randn_like(mean)
-    weight, logdet = layer.flow(part)(torch.addcmul(mean, (0.5 * logvar).exp(), noise))
-    log_q: Tensor = -0.5 * (logvar + noise.square() + math.log(2 * math.pi)).sum() - logdet
-    return log_q - layer.prior(part).log_density(weight).sum()
-
-
-def _only(values: Tensor, units: Tensor) -> Tensor:
-    return values * units.reshape(-1, *[1] * (values.ndim - 1))
