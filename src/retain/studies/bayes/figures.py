@@ -75,7 +75,7 @@ def sentence(spec: BayesSpec, results: Results) -> str:
         parts = []
         for fraction in dict.fromkeys((spec.fractions[0], spec.fractions[-1])):
             ends = []
-            for arm in spec.arms:
+            for arm in [arm for arm in ("scratch", "posterior", "ewc") if arm in spec.arms] or spec.arms:
                 new, old = (_of(results, "digits", _end(task), head=head, fraction=fraction, arm=arm) for task in (1, 0))
                 ends.append(f"{ARMS[arm]} {new.percent()} %" + ("" if arm == "scratch" else f" ({old.percent()} % kept of 0-4)"))
             parts.append(f"with {100 * fraction:g} % of the images of 5-9: {', '.join(ends)}")
@@ -88,8 +88,11 @@ def sentence(spec: BayesSpec, results: Results) -> str:
         elif part == "prediction":
             ends = [f"{NETS[name]} {_of(results, part, _error, net=name).percent(2)} %" for name in spec.nets]
             parts.append(f"Test error: {', '.join(ends)}")
-    seeds = f"{len(results)} seed{'s' if len(results) > 1 else ''}"
-    return f"{'; '.join(parts) or 'How the divergence is weighed'} ({seeds})."
+    return f"{'; '.join(parts) or 'How the divergence is weighed'} ({_seeds(results)})."
+
+
+def _seeds(results: Results) -> str:
+    return f"{len(results)} seed{'s' if len(results) > 1 else ''}"
 
 
 def _average(entry: dict[str, Any]) -> float:
@@ -130,14 +133,15 @@ def _digits(spec: BayesSpec, results: Results, part: str) -> Shown:
 
                 steps = of(epochs_to_share)
                 nats = "" if arm == "ewc" else _nats(of(lambda e: e["moved"]))
-                kept = "never learned" if arm == "scratch" else of(_end(0)).percent()
+                kept = "" if arm == "scratch" else of(_end(0)).percent()
                 held = of(lambda e: e["validation_rows"][-1][1]).percent()
                 cells = [of(_end(1)).percent(), held, kept, of(_before).percent(), of(first_epoch).percent(), _plain(steps), nats]
-                rows.append([f"{100 * fraction:g} %", ARMS[arm], *cells])
-        columns = ["images of 5-9", "", "5-9, %", "(validation)", "0-4 kept, %", "5-9 before, %", "after 1 epoch, %", "epochs to 95 %", "moved, nats"]
+                rows.append([f"{ARMS[arm]}, {100 * fraction:g} %", *cells])
+        columns = ["", "5-9, %", "validation", "0-4 kept, %", "before", "epoch 1", "to 95 %", "moved, nats"]
         note = (
-            "Test accuracy after 5-9; 0-4 is asked again without training. 'Before' is the jump-start; 'epochs to 95 %' of the arm's own final accuracy; "
-            f"'moved' is the divergence of the new posterior from the old. Tempered: beta {spec.beta:g}, strength {spec.strength:g}; untempered: 1 and 1."
+            "By share of the images of 5-9. Test accuracy on 5-9 at the end, on its validation images, and of 0-4, asked again without training; 5-9 before "
+            "training (the jump-start) and after one epoch; epochs to 95 % of the arm's own final accuracy; nats from the old posterior to the new. "
+            f"Tempered: beta {spec.beta:g}, strength {spec.strength:g}; untempered: 1 and 1."
         )
         tables.append(Table(f"Digits 0-4, then 5-9: {HEADS[head]}", columns, rows, note))
         for task, title in ((1, "5-9 while they are learned"), (0, "0-4 meanwhile, without training")):
@@ -172,7 +176,7 @@ def _series(name: str, x: list[float], columns: Sequence[Sequence[float]], color
 
 
 def _chain(spec: BayesSpec, results: Results, part: str) -> Shown:
-    names = results[0][part][0]["tasks"]
+    names = [name.partition("-")[2] or name for name in results[0][part][0]["tasks"]]
     rows = []
     for name in spec.chained:
         cells = [_of(results, part, _final(j), method=name).percent() for j in (range(len(names)) if len(names) <= 5 else (0, -1))]
@@ -185,7 +189,7 @@ def _chain(spec: BayesSpec, results: Results, part: str) -> Shown:
         f"{STREAMS[part]}: {len(names)} tasks one after the other",
         ["", "average, %", "(validation)", "backward transfer", *shown],
         rows,
-        f"Test accuracy after the last task, {seeds} seed{'s' if seeds > 1 else ''}; hidden layers {list(spec.chain_hidden)}, {spec.chain_epochs} epochs a task.",
+        f"Test accuracy after the last task, {_seeds(results)}; hidden layers {list(spec.chain_hidden)}, {spec.chain_epochs} epochs a task.",
     )
     mean = {
         CHAINED[name]: [
@@ -239,14 +243,16 @@ def _schemes(spec: BayesSpec, results: Results, part: str) -> Shown:
     title = "How the divergence is weighed: ten digits" if part == "schemes" else "Planar flows on the weights: ten digits"
     note = "beta 1. " + ("" if part == "schemes" else "All draw the weights themselves, one draw a batch; the log-determinant is counted once a tensor. ")
     table = Table(title, columns, rows, note + f"{spec.single_epochs} epochs, hidden layers {list(spec.hidden if part == 'schemes' else spec.flow_hidden)}.")
-    panels = {}
     x = [float(i) for i in range(1, spec.single_epochs + 1)]
+    figures: list[Figure] = []
     for key, heading, scale in (("accuracy", "test accuracy, %", 100.0), ("kl", "divergence from the prior, thousand nats", 1e-3)):
-        panels[heading] = [
+        lines = [
             _series(titles[value], x, list(zip(*(course(_entry(r, part, **{kind: value}), key) for r in results), strict=True)), i, scale)
             for i, value in enumerate(chosen)
         ]
-    return [table], [Lines(title, "epoch", "", panels=panels, id=part, caption="Bands are one standard error over seeds.")]
+        caption = "Bands are one standard error over seeds."
+        figures.append(Lines(title if key == "accuracy" else f"{title}, divergence", "epoch", heading, lines, id=f"{part}-{key}", caption=caption))
+    return [table], figures
 
 
 def _prediction(spec: BayesSpec, results: Results, part: str) -> Shown:
@@ -286,7 +292,7 @@ def _prediction(spec: BayesSpec, results: Results, part: str) -> Shown:
         "epistemic: digits / clothes",
     ]
     note = (
-        f"{spec.answers} draws of the weights, or {spec.members} members. ECE: expected calibration error, 15 bins. AUROC: how often an article of clothing has the "
+        f"{spec.answers} draws of the weights, or {spec.members} members. ECE: expected calibration error, 15 bins. AUROC: how often clothing has the "
         "larger entropy (total) or mutual information (epistemic) than a digit. Entropies in nats."
     )
     tables = [Table("What the answers are worth: ten digits", columns, rows, note)]
@@ -294,7 +300,7 @@ def _prediction(spec: BayesSpec, results: Results, part: str) -> Shown:
     bins = {name: [_pooled(results, part, name, i) for i in (0, 1)] for name in spec.nets}
     reliability = [Series("perfect", [0.0, 100.0], [0.0, 100.0], color=7, dashed=True)]
     for i, name in enumerate(spec.nets):
-        pairs = [(100 * c, 100 * a) for c, a in zip(*bins[name], strict=True) if not math.isnan(c)]
+        pairs = [(100 * c, 100 * a) for c, a in zip(*bins[name], strict=True) if not math.isnan(c)]  # bins of fewer than 20 images are left out
         reliability.append(Series(NETS[name], [c for c, _ in pairs], [a for _, a in pairs], color=i))
     figures: list[Figure] = [
         Lines(
@@ -303,28 +309,20 @@ def _prediction(spec: BayesSpec, results: Results, part: str) -> Shown:
             "accuracy, %",
             reliability,
             id="reliability",
-            caption=f"Test images of {seeds} seed{'s' if seeds > 1 else ''} in 15 bins of equal width. Below the diagonal a model is surer than it is right.",
+            caption=f"Test images, {_seeds(results)}, in 15 bins of equal width; those of fewer than 20 images are left out. Below the diagonal a model is "
+            "surer than it is right.",
         )
     ]
     if spec.nets:
         top = math.log(10)
         edges = [f"{top * i / 5:.2f}" for i in range(5)]
-        panels = {}
+        panels: dict[str, dict[str, list[float]]] = {"digits": {}, "clothes": {}}
         for name in spec.nets:
-            heights = [
-                [math.fsum(_entry(r, part, net=name)["histogram"][i][5 * b + k] for r in results for k in range(5)) / seeds for b in range(5)] for i in (0, 1)
-            ]
-            panels[NETS[name]] = {"digits": heights[0], "clothes": heights[1]}
-        figures.append(
-            Bars(
-                "Entropy of the answers",
-                "share of the images",
-                edges,
-                panels,
-                id="entropy",
-                caption="Groups begin at the entropy written below them, in nats; ln 10 = 2.30.",
-            )
-        )
+            stacks = [_entry(r, part, net=name)["histogram"] for r in results]
+            for i, panel in enumerate(panels.values()):
+                panel[NETS[name]] = [math.fsum(stack[i][5 * b + k] for stack in stacks for k in range(5)) / seeds for b in range(5)]
+        caption = "Groups begin at the entropy written below them, in nats; ln 10 = 2.30."
+        figures.append(Bars("Entropy of the answers", "share of the images", edges, panels, id="entropy", caption=caption))
     cut = [name for name in spec.nets if results[0][part][spec.nets.index(name)]["pruned"]]
     if cut and spec.cuts:
         lines, cells = [], []
@@ -347,7 +345,7 @@ def _pooled(results: Results, part: str, name: str, which: int) -> list[float]:
     found = []
     for b in range(len(entries[0][0])):
         count = sum(e[2][b] for e in entries)
-        found.append(math.fsum(e[which][b] * e[2][b] for e in entries if e[2][b]) / count if count else math.nan)
+        found.append(math.fsum(e[which][b] * e[2][b] for e in entries if e[2][b]) / count if count >= 20 else math.nan)
     return found
 
 
