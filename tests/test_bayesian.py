@@ -166,13 +166,13 @@ def gradients(model):
 @pytest.mark.parametrize("prior", ["scalar", "tensor"])
 @pytest.mark.parametrize("strength", [1.0, 3.0, 0.0])
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("after", ["forward", "change", "nothing"])
+@pytest.mark.parametrize("after", ["forward", "change", "nothing"])  # a forward pass computes variances, and the closed form may take them
 def test_closed_form_gradient_is_that_of_autograd(prior, strength, masked, after):
     model = trained(prior=GaussianPrior(0.3, 0.7))
     if prior == "tensor":
         set_prior(model, trained())
     rows = {model[2]: torch.tensor([False, True])} if masked else None
-    if after != "nothing":  # the variance is kept from the forward pass, unless it has changed since
+    if after != "nothing":
         model(torch.randn(5, 3).double())
     if after == "change":
         blur(model)
@@ -180,7 +180,7 @@ def test_closed_form_gradient_is_that_of_autograd(prior, strength, masked, after
     expected = gradients(model)
     for p in model.parameters():
         p.grad = torch.ones_like(p)
-    add_kl_gradient(model, 0.02, strength=strength, rows=rows)
+    add_kl_gradient(model, 0.02, strength=strength, rows=rows, after_forward=after == "forward")
     found = gradients(model)
     assert all(torch.allclose(found[name] - 1, value, rtol=1e-10, atol=1e-14) for name, value in expected.items())
     if masked:
@@ -203,10 +203,10 @@ def test_estimated_gradient_is_that_of_autograd_on_the_same_draw(options):
         assert value is not None and torch.allclose(results[1][name], value, rtol=1e-9, atol=1e-13), name
 
 
-@pytest.mark.parametrize("sigma2", [math.exp(-6), math.exp(-8)])
-def test_mixture_gradient_does_not_cancel_in_float32(sigma2):
+@pytest.mark.parametrize("widths", [(1.0, math.exp(-6)), (1.0, math.exp(-8)), (math.exp(-8), 1.0)])
+def test_mixture_gradient_does_not_cancel_in_float32(widths):
     """Where the wide Gaussian is sure, the slope is w / sigma1^2: the narrow one's precision, a million times larger, has to drop out exactly."""
-    prior = ScaleMixture(0.5, 1.0, sigma2)
+    prior = ScaleMixture(0.5, *widths)
     weight = torch.tensor([2.0, 0.5, 0.1, 0.02, 0.01, 0.005, 0.002, 0.0015, 0.001, 1e-4, 1e-5])
     found = torch.zeros_like(weight), torch.zeros_like(weight)
     prior.add_gradients(weight, torch.zeros_like(weight), found, 1.0)
@@ -395,6 +395,19 @@ def test_weights_are_drawn_once_for_a_batch(case):
         assert not torch.allclose(layer(same)[0], layer(same)[1])
 
 
+def test_flipout_flips_inputs_and_outputs():
+    """Second moments would be right with signs on one side alone; equation 3 has both."""
+    layer = blur(BayesianLinear(3, 4, bias=False, estimator="flipout").double())
+
+    def noise(x):
+        return (layer(x.expand(50, 3)) - x @ layer.weight.T).detach()
+
+    one = noise(torch.tensor([[1.0, 0.0, 0.0]]).double())  # a single weight a unit: sizes are shared, signs are each output's own
+    assert torch.allclose(one.abs(), one[:1].abs().expand_as(one)) and len({tuple(row) for row in one.sign().tolist()}) > 8
+    dense = noise(torch.tensor([[1.0, 2.0, 3.0]]).double())
+    assert len({round(value, 6) for value in dense[:, 0].abs().tolist()}) == 4  # up to a sign of the whole, four ways to add three
+
+
 @pytest.mark.parametrize("estimator", ["local", "flipout", "weights"])
 def test_expected_gradients_are_those_of_quadrature(estimator):
     """E softplus(y) of Gaussian outputs by Gauss-Hermite; its slopes are what every estimator's gradients average to."""
@@ -407,6 +420,23 @@ def test_expected_gradients_are_those_of_quadrature(estimator):
     exact = torch.autograd.grad(expected, list(layer.parameters()))
     draws = [torch.cat([g.flatten() for g in torch.autograd.grad(nn.functional.softplus(layer(x)).sum(), list(layer.parameters()))]) for _ in range(3000)]
     assert within(torch.stack(draws), torch.cat([g.flatten() for g in exact]))
+
+
+@pytest.mark.parametrize("shape", [(5, 3), (2, 4, 3), (2, 2, 2, 3), (3,), (0, 3)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_linear_layers_own_local_pass_is_the_general_one(shape, bias):
+    """Outputs and all gradients on the same draw; the general one is composed of torch's operations."""
+    layer = blur(BayesianLinear(3, 4, bias=bias).double())
+    x, weights = torch.randn(shape).double().requires_grad_(), torch.randn(*shape[:-1], 4).double()
+    results = []
+    for way in (layer, lambda x: BayesianLayer._local(layer, x)):
+        torch.manual_seed(4)
+        outputs = way(x)
+        results.append([outputs, *torch.autograd.grad((outputs * weights).sum(), [x, *layer.parameters()])])
+    assert all(torch.allclose(a, b, rtol=1e-9, atol=1e-12) for a, b in zip(*results, strict=True)) and len(results[0]) == 2 + 2 * (1 + bias)
+    layer.weight.requires_grad_(False)
+    layer(x.detach()).sum().backward()
+    assert layer.weight.grad is None and layer.weight_logvar.grad is not None
 
 
 def test_a_layer_that_sees_only_zeros_has_finite_gradients():
@@ -440,7 +470,7 @@ def test_sampling_is_over_when_it_is_over():
             inner = model(same)
             assert not torch.allclose(inner[0], inner[5])
         outer = model(same)
-        assert torch.allclose(outer[0], outer[5])
+        assert torch.allclose(outer[0], outer[5]) and not torch.equal(outer, model(same))  # as before the inner block
     assert torch.equal(model(x), still)
     with pytest.raises(KeyError), sampling(model, "flipout"):
         raise KeyError
@@ -546,7 +576,7 @@ def test_layers_made_on_their_own_are_those_of_torch():
         (BayesianEmbedding(5, 2, padding_idx=1), nn.Embedding(5, 2, padding_idx=1)),
     ):
         plain.load_state_dict({name: value for name, value in own.state_dict().items() if name in ("weight", "bias")})
-        x = torch.randint(5, (2, 3)) if isinstance(plain, nn.Embedding) else torch.randn(2, *{2: (3,), 3: (4, 5), 4: (4, 5, 5)}[plain.weight.ndim])
+        x = torch.tensor([[1, 0, 4], [2, 1, 1]]) if isinstance(plain, nn.Embedding) else torch.randn(2, *{2: (3,), 3: (4, 5), 4: (4, 5, 5)}[plain.weight.ndim])
         assert torch.equal(own.eval()(x), plain(x))
         own.train()(x).sum().backward()
         if isinstance(plain, nn.Embedding):
@@ -842,7 +872,7 @@ class Kept:
 
 def test_a_posterior_that_is_lost_says_where_and_when_and_what_was_saved_is_kept(blobs):
     net = models.MLP(4, 6, 3, seed=0)
-    with pytest.raises(RetainError, match=r"The posterior of 'layers\.fc1\.\w+' is no longer finite after step 1 of this task \(VCL\(.*Lower lr"):
+    with pytest.raises(RetainError, match=r"The posterior of 'layers\.fc1\.\w+' is no longer finite after step [12] of this task \(VCL\(.*Lower lr"):
         retain.learn(net, [blobs(1)], methods.VCL(), optimizer="sgd", lr=1e30, batch_size=16)
 
     class Sudden(torch.optim.SGD):

@@ -618,6 +618,7 @@ def test_a_run_repeats_to_the_last_number_of_its_history(blobs, net):
     torch.set_rng_state(state)
     method = VCL(ScaleMixture(), logvar=-5)
     model = method.prepare(net())
+    method.begin(model, blobs(1))
     assert method.report(model) == method.report(model) and torch.equal(state, torch.get_rng_state())
 
 

@@ -15,7 +15,9 @@ from retain.methods.ssr import SSR
 from retain.methods.vcl import VCL
 from retain.methods.weighting import Blundell, NoDivergence, OverBatches, PerSample, WarmUp, Weighting
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (Plain, EWC, OnlineEWC, StructuredLaplace, SSR, SI, MAS, RWalk, L2SP, VCL, CoresetVCL, NewtonVCL)}
+METHODS: dict[str, type[Method]] = {
+    method.name: method for method in (Plain, EWC, OnlineEWC, StructuredLaplace, SSR, SI, MAS, RWalk, L2SP, VCL, CoresetVCL, NewtonVCL)
+}
 
 __all__ = [
     "EWC",

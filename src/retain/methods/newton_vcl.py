@@ -45,7 +45,8 @@ class NewtonVCL(Method):
         beta1: Momentum of the gradient.
         beta2: Momentum of the curvature, whose mean reaches :math:`1 / (1 - \beta_2)` steps back: fewer than a task has.
         beta: Tempering of the divergence, above 0; 1 is the Bayesian answer.
-        strength: Factor of what old data have added to the prior's precision; 1 is the Bayesian answer. What is remembered is not multiplied.
+        strength: Factor of the prior's precision where the prior is a posterior, above 0; 1 is the Bayesian answer. What is remembered is not multiplied,
+            so tasks do not compound it.
         answers: Draws of the weights whose mean is the answer; 0 answers with the means of the weights.
 
     Raises:
@@ -76,10 +77,11 @@ class NewtonVCL(Method):
     ) -> None:
         self.prior_std, self.hess_init = check_positive("prior_std", prior_std), check_positive("hess_init", hess_init)
         self.beta1, self.beta2 = (_momentum(name, value) for name, value in (("beta1", beta1), ("beta2", beta2)))
-        self.beta, self.strength = check_positive("beta", beta), check_positive("strength", strength, zero=True)
+        self.beta, self.strength = check_positive("beta", beta), check_positive("strength", strength)
         self.answers = check_count("answers", answers, least=0)
         self.posterior: _Gaussians | None = None
         """Mean and precision of every weight after the last task, by parameter name; ``None`` before one was learned."""
+        self._seen: dict[str, Tensor] = {}  # whether data of the tasks so far have a say
         self._reached: dict[str, Tensor] = {}  # sums of squared gradients: above 0 where the data have a say
         self._new = 0
 
@@ -98,7 +100,7 @@ class NewtonVCL(Method):
         self._tell(model)
 
     def before_step(self, model: nn.Module, optimizer: Optimizer) -> None:
-        """See which weights the data have reached."""
+        """See which weights the data reach."""
         gradients = {name: p.grad for name, p in named_parameters(model).items() if p.grad is not None}
         reached = [self._reached[name] for name in gradients]
         torch._foreach_addcmul_(reached, list(gradients.values()), list(gradients.values()))
@@ -116,6 +118,8 @@ class NewtonVCL(Method):
                 f"{self}: expected that its own optimiser learned the task, found that it did not. Use retain.learn, or step "
                 "method.optimizer(model, lr) in your loop: the posterior is learned on the way and cannot be measured afterwards."
             )
+        reached = {name: total > 0 for name, total in self._reached.items()}
+        self._seen = {name: now | self._seen[name] if name in self._seen else now for name, now in reached.items()}
         self.posterior, self.own = found, None
 
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -131,15 +135,15 @@ class NewtonVCL(Method):
             return batch.task.likelihood.pool(torch.stack(found))
 
     def state_dict(self) -> dict[str, Any]:
-        """The posterior that is the next prior, and what the data of the task at hand have reached; the rest is in the optimiser's state."""
-        return {"posterior": self.posterior, "reached": self._reached}
+        """The posterior that is the next prior, and which weights data have reached; of the task at hand the rest is in the optimiser's state."""
+        return {"posterior": self.posterior, "seen": self._seen, "reached": self._reached}
 
     def load_state_dict(self, state: dict[str, Any], model: nn.Module) -> None:
         """Take it up again."""
         place = next(model.parameters()).device
         stored = state["posterior"]
         self.posterior = None if stored is None else {name: (mean.to(place), precision.to(place)) for name, (mean, precision) in stored.items()}
-        self._reached = {name: value.to(place) for name, value in state["reached"].items()}
+        self._seen, self._reached = ({name: value.to(place) for name, value in state[key].items()} for key in ("seen", "reached"))
 
     def settings(self) -> dict[str, Any]:
         """What it was made with."""
@@ -152,9 +156,7 @@ class NewtonVCL(Method):
         found = self.posterior.get(name)
         if found is None or found[0].shape != p.shape:
             what = "none" if found is None else f"shape {list(found[0].shape)}"
-            raise InputError(
-                f"prior of '{name}'", f"a posterior of shape {list(p.shape)}", what, "Was the model rebuilt? Carry on with the one that learned."
-            )
+            raise InputError(f"prior of '{name}'", f"a posterior of shape {list(p.shape)}", what, "Was the model rebuilt? Carry on with the one that learned.")
         return found
 
     def _tell(self, model: nn.Module) -> None:
@@ -162,14 +164,17 @@ class NewtonVCL(Method):
         if not self._new or not _trains(self.own, model):
             return
         assert isinstance(self.own, IVON)
-        ess, first = self._new / self.beta, self.prior_std**-2
+        ess = self._new / self.beta
         if self.posterior is None:
             for group in self.own.param_groups:
-                group.update(ess=ess, weight_decay=first / ess)
+                group.update(ess=ess, weight_decay=self.prior_std**-2 / ess)
             return
         names = {id(p): name for name, p in named_parameters(model).items()}
-        believed = [self._before(names[id(p)], p) for group in self.own.param_groups for p in group["params"]]
-        self.own.set_prior([(mean, first + self.strength * (precision - first)) for mean, precision in believed], ess)
+        prior = []
+        for p in (p for group in self.own.param_groups for p in group["params"]):
+            mean, precision = self._before(name := names[id(p)], p)
+            prior.append((mean, torch.where(self._seen[name], self.strength * precision, precision)))
+        self.own.set_prior(prior, ess)
 
     @torch.no_grad()
     def _learned(self, model: nn.Module) -> _Gaussians | None:

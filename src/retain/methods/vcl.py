@@ -33,7 +33,6 @@ from retain.seeds import seeded
 from retain.tasks.batch import Batch, apply, first_samples
 from retain.tasks.task import Task, as_task
 
-
 class VCL(Method):
     r"""Variational continual learning: what was learned is a distribution over the weights, and it is the next task's prior.
 
@@ -164,10 +163,10 @@ class VCL(Method):
         Raises:
             RetainError: If a mean or a variance is no longer finite.
         """
-        self._check()
+        self._check(self._layers)
         scale = self.weighting.factor(self._steps) * self.beta / self._new
         if scale:
-            add_kl_gradient(self._layers, scale, strength=1.0 if self.posterior is None else self.strength, rows=self._rows())
+            add_kl_gradient(self._layers, scale, strength=1.0 if self.posterior is None else self.strength, rows=self._rows(), after_forward=True)
 
     def after_step(self, model: nn.Module, optimizer: Optimizer) -> None:
         """Count the step."""
@@ -177,7 +176,7 @@ class VCL(Method):
         """Remember the posterior."""
         task = as_task(task)
         layers = self._layers = bayesian_layers(model)
-        self._check()
+        self._check(self._layers)
         self.posterior = {f"{name}.{part}".lstrip("."): _gaussian(layer, part) for name, layer in layers.items() for part in layer.random}
         if task.active is None:
             self.seen = None
@@ -209,8 +208,9 @@ class VCL(Method):
 
     def report(self, model: nn.Module) -> dict[str, float]:
         """The divergence."""
-        self._check()
-        return {"kl": self.divergence(model)}
+        self._check(bayesian_layers(model))
+        with seeded(0, "divergence"):  # draws, with flows or a scale mixture: the same in every run
+            return {"kl": self.divergence(model)}
 
     def state_dict(self) -> dict[str, Any]:
         """The posterior that is the next prior, which outputs it knows, and the steps that were counted."""
@@ -231,8 +231,8 @@ class VCL(Method):
     def _rows(self) -> dict[BayesianLayer, Tensor] | None:
         return None if self._active is None else {list(self._layers.values())[-1]: self._active}
 
-    def _check(self) -> None:
-        name = broken(self._layers)
+    def _check(self, layers: dict[str, BayesianLayer]) -> None:
+        name = broken(layers)
         if name is not None:
             raise RetainError(
                 f"The posterior of '{name}' is no longer finite after step {self._steps} of this task ({self!r}). What was saved last is kept. "

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from retain.errors import InputError, check_count, nearest
 from retain.models.bayesian.flows import PlanarFlows
+from retain.models.bayesian.local import TINY, exponential
 from retain.models.bayesian.priors import GaussianPrior, Prior, prior_from_state
 
 Estimator = Literal["local", "flipout", "weights"]
@@ -57,7 +58,7 @@ class BayesianLayer(nn.Module):
         self.estimator: Estimator = check_estimator(estimator, check_count("num_flows", num_flows, least=0))
         self.drawing: Estimator | None = None
         self.random: tuple[str, ...] = tuple(name for name, p in source.named_parameters(recurse=False))
-        self._variances: dict[str, tuple[Any, Tensor]] = {}
+        self._variances: dict[str, Tensor] = {}  # of the last random forward pass, until they are taken
         self.priors, self.flows = nn.ModuleDict(), nn.ModuleDict()
         for name in self.random:
             mean: Tensor = getattr(source, name)
@@ -101,7 +102,8 @@ class BayesianLayer(nn.Module):
     @property
     def posterior(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Mean and log-variance of every uncertain tensor, by name; with flows these are of the base distribution."""
-        return {name: (getattr(self, name), getattr(self, name + LOGVAR)) for name in self.random}
+        own: Any = self._parameters
+        return {name: (own[name], own[name + LOGVAR]) for name in self.random}
 
     def prior(self, name: str) -> Prior:
         """The prior of a tensor."""
@@ -132,19 +134,23 @@ class BayesianLayer(nn.Module):
         log_q: Tensor = -0.5 * (logvar + noise.square() + math.log(2 * math.pi)).sum() - logdet
         return log_q - self.prior(name).log_density(weight).sum()
 
-    def variance(self, name: str) -> Tensor:
-        r""":math:`\sigma^2` of a tensor, without gradients; taken from the last forward pass if the parameter hasn't changed since."""
-        logvar = self.posterior[name][1]
-        version, kept = self._variances.get(name, (None, logvar))
-        if version == (logvar._version, logvar.data_ptr()):
-            return kept
-        return logvar.detach().exp()
+    def variance(self, name: str, *, after_forward: bool = False) -> Tensor:
+        r""":math:`\sigma^2` of a tensor, without gradients.
+
+        Args:
+            name: Of the tensor.
+            after_forward: The parameters haven't changed since the last random forward pass: what it computed may be taken, once.
+
+        Returns:
+            A tensor of the weight's shape.
+        """
+        kept = self._variances.pop(name, None)
+        return kept if kept is not None and after_forward else exponential(self.posterior[name][1])
 
     def _variance(self, name: str) -> Tensor:
-        logvar = self.posterior[name][1]
-        found = logvar.exp()
-        if isinstance(logvar, nn.Parameter):  # not what torch.func puts in its place, which has no storage
-            self._variances[name] = ((logvar._version, logvar.data_ptr()), found.detach())
+        found = exponential(self.posterior[name][1])
+        if isinstance(self.posterior[name][1], nn.Parameter):  # not what torch.func puts in its place
+            self._variances[name] = found
         return found
 
     def centre(self, name: str) -> Tensor | None:
@@ -182,9 +188,8 @@ class BayesianLayer(nn.Module):
 
     def _local(self, inputs: Tensor) -> Tensor:
         outputs, bias = self._expected(inputs), self.posterior.get("bias")
-        variance = self.map(inputs.square(), self._variance("weight"), None if bias is None else self._variance("bias"))
-        # the root has no slope at 0, where all inputs are 0
-        return torch.addcmul(outputs, (variance + 1e-30).sqrt(), torch.randn_like(outputs))
+        variance = self.map(inputs.square(), self.posterior["weight"][1].exp(), None if bias is None else bias[1].exp())
+        return torch.addcmul(outputs, (variance + TINY).sqrt(), torch.randn_like(outputs))
 
     def _flipout(self, inputs: Tensor) -> Tensor:
         (mean, logvar), bias = self.posterior["weight"], self.posterior.get("bias")
@@ -281,4 +286,7 @@ def only(values: Tensor, units: Tensor | None) -> Tensor:
 
 
 def _signs(like: Tensor) -> Tensor:
-    return torch.empty_like(like).bernoulli_(0.5).mul_(2).sub_(1)
+    """Random signs, 64 from each whole number that is drawn: a draw for each takes ten times as long."""
+    words = torch.empty((like.numel() + 63) // 64, dtype=torch.int64, device=like.device).random_(-(2**63), None)
+    bits = (words.view(torch.uint8)[:, None] >> torch.arange(8, dtype=torch.uint8, device=like.device)).bitwise_and_(1)
+    return bits.flatten()[: like.numel()].to(like.dtype).mul_(2).sub_(1).view(like.shape)

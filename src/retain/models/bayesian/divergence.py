@@ -53,7 +53,9 @@ def kl_by_layer(model: nn.Module | Mapping[str, BayesianLayer], *, strength: flo
     return found
 
 
-def add_kl_gradient(model: nn.Module | Mapping[str, BayesianLayer], scale: float, *, strength: float = 1.0, rows: Rows | None = None) -> None:
+def add_kl_gradient(
+    model: nn.Module | Mapping[str, BayesianLayer], scale: float, *, strength: float = 1.0, rows: Rows | None = None, after_forward: bool = False
+) -> None:
     """Add ``scale`` times the gradient of :func:`kl` to every ``.grad``, in closed form where there is one; frozen tensors are left alone.
 
     Args:
@@ -61,6 +63,7 @@ def add_kl_gradient(model: nn.Module | Mapping[str, BayesianLayer], scale: float
         scale: Usually 1/N.
         strength: As for :func:`kl`.
         rows: As for :func:`kl`.
+        after_forward: The parameters haven't changed since the last random forward pass, as before an optimiser's step: saves time.
     """
     for layer in bayesian_layers(model).values():
         units = None if rows is None else rows.get(layer)
@@ -82,7 +85,7 @@ def add_kl_gradient(model: nn.Module | Mapping[str, BayesianLayer], scale: float
                 direct = units is None and len(trained) == 2
                 onto = (mean.grad, logvar.grad) if direct else (torch.zeros_like(mean), torch.zeros_like(mean))
                 assert onto[0] is not None and onto[1] is not None
-                prior.add_gradients(mean, layer.variance(part), onto, scale, strength)  # type: ignore[arg-type]
+                prior.add_gradients(mean, layer.variance(part, after_forward=after_forward), onto, scale, strength)  # type: ignore[arg-type]
                 for parameter, gradient in () if direct else zip((mean, logvar), onto, strict=True):
                     if parameter.requires_grad:
                         assert parameter.grad is not None and gradient is not None
@@ -91,11 +94,12 @@ def add_kl_gradient(model: nn.Module | Mapping[str, BayesianLayer], scale: float
 
 def broken(model: nn.Module | Mapping[str, BayesianLayer]) -> str | None:
     """The first parameter of a Bayesian layer that is no longer finite, or whose variance isn't, by name; ``None`` if all are well."""
-    names, sums = [], []
+    found: dict[str, Tensor] = {}
     for name, layer in bayesian_layers(model).items():
-        for part in layer.random:
-            names += [f"{name}.{part}".lstrip("."), f"{name}.{part}{LOGVAR}".lstrip(".")]
-            sums += [layer.posterior[part][0].detach().sum(), layer.variance(part).sum()]
-    if bool(torch.isfinite(torch.stack(sums)).all()):
+        for part, (mean, logvar) in layer.posterior.items():
+            least, most = logvar.detach().aminmax()
+            found[f"{name}.{part}".lstrip(".")] = mean.detach().sum()
+            found[f"{name}.{part}{LOGVAR}".lstrip(".")] = least + most.exp()
+    if bool(torch.isfinite(torch.stack(list(found.values()))).all()):
         return None
-    return next((name for name, total in zip(names, sums, strict=True) if not bool(torch.isfinite(total))), None)
+    return next(name for name, value in found.items() if not bool(torch.isfinite(value)))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from retain.models.bayesian.base import BayesianLayer
+from retain.models.bayesian.local import LocalLinear
 
 
 class BayesianLinear(BayesianLayer):
@@ -38,6 +40,14 @@ class BayesianLinear(BayesianLayer):
     def map(self, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """``inputs @ weight.T + bias``."""
         return F.linear(inputs, weight, bias)
+
+    def _local(self, inputs: Tensor) -> Tensor:
+        if torch.is_autocast_enabled(inputs.device.type) or torch._C._are_functorch_transforms_active():
+            return super()._local(inputs)  # composed operations know what to do there
+        (mean, logvar), (bias, bias_logvar) = self.posterior["weight"], self.posterior.get("bias", (None, None))
+        variances = self._variance("weight"), None if bias is None else self._variance("bias")
+        outputs: Tensor = LocalLinear.apply(inputs.flatten(0, -2) if inputs.ndim != 2 else inputs, mean, logvar, bias, bias_logvar, *variances)
+        return outputs if inputs.ndim == 2 else outputs.view(*inputs.shape[:-1], outputs.shape[-1])
 
     def extra_repr(self) -> str:
         """What stands in the module's repr."""

@@ -88,7 +88,9 @@ class GaussianPrior(Prior):
             by_logvar.addcmul_(variance, self.precision, value=0.5 * scale).sub_(0.5 * scale)
         else:  # one number for all: fewer passes over the weights
             precision, centre = float(self.precision), self.mean
-            by_mean.add_(mean, alpha=scale * strength * precision).sub_(centre, alpha=scale * strength * precision)
+            by_mean.add_(mean, alpha=scale * strength * precision)
+            if centre.ndim or float(centre):
+                by_mean.sub_(centre, alpha=scale * strength * precision)
             by_logvar.add_(variance, alpha=0.5 * scale * precision).sub_(0.5 * scale)
 
     def as_gaussian(self) -> GaussianPrior:
