@@ -35,6 +35,7 @@ from retain.models.bayesian import (
     sampling,
     set_prior,
 )
+from retain.models.bayesian.base import _signs
 
 SIGMAS = 5.5  # of the mean of many draws; the seeds are fixed
 
@@ -393,6 +394,15 @@ def test_weights_are_drawn_once_for_a_batch(case):
     for other in ("local", "flipout"):
         layer.estimator = other
         assert not torch.allclose(layer(same)[0], layer(same)[1])
+
+
+def test_signs_are_fair_and_know_nothing_of_each_other():
+    drawn = _signs(torch.empty(501, 401, dtype=torch.float64))
+    assert drawn.shape == (501, 401) and drawn.dtype == torch.float64 and set(drawn.unique().tolist()) == {-1.0, 1.0}
+    flat = drawn.flatten()
+    for lag in (1, 2, 7, 8, 32, 64, 401):
+        assert abs(float((flat[lag:] * flat[:-lag]).mean())) < 5 / len(flat) ** 0.5
+    assert abs(float(flat.mean())) < 5 / len(flat) ** 0.5 and not torch.equal(drawn, _signs(drawn))
 
 
 def test_flipout_flips_inputs_and_outputs():

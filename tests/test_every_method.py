@@ -1,5 +1,7 @@
 """One contract for all methods: a new method adds a row to CASES."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import nn
@@ -36,6 +38,7 @@ CASES = {
     "l2sp-proximal": (lambda: methods.L2SP(tau=0.1, pull="proximal"), lambda: methods.L2SP(0.0, pull="proximal")),
     "vcl": (lambda: methods.VCL(prior=models.GaussianPrior(std=0.3), logvar=-5, keep="BatchNorm1d"), None),
     "vcl-coreset": (lambda: methods.CoresetVCL(10, epochs=20, lr=0.02, prior=models.GaussianPrior(std=0.3), logvar=-5, keep="BatchNorm1d"), None),
+    "newton-vcl": (lambda: methods.NewtonVCL(hess_init=0.02, beta2=0.99, beta=0.01, strength=10, answers=2), None),
 }
 LEARNS_OTHERWISE = {"vcl", "vcl-coreset"}  # a prior holds the weights from the first task on, and training is noisy: never plain training
 # mean accuracy at the end and squared distance between the weights after the first and the last task
@@ -61,17 +64,24 @@ GOLDEN = {
     "l2sp-proximal": (0.7583, 0.00120),
     "vcl": (0.7750, 0.00082),
     "vcl-coreset": (0.7833, 0.00082),
+    "newton-vcl": (0.0, 0.0),
 }
+
+
+def drawn(optimizer):
+    """Where the method's own optimiser wants its gradients; any other takes them as they are."""
+    return getattr(optimizer, "sampled", nullcontext)()
 
 
 def taught(method, model, task):
     """The method after it watched the task being learned; those that read the data or the weights need not have watched."""
-    if isinstance(method, methods.SI | methods.RWalk):
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    if isinstance(method, methods.SI | methods.RWalk | methods.NewtonVCL):
+        optimizer = method.optimizer(model, lr=0.1) or torch.optim.SGD(model.parameters(), lr=0.1)
         guard = retain.attach(method, model, optimizer, task)
         for batch in task.batches(16):
             optimizer.zero_grad()
-            F.cross_entropy(model(batch.inputs), batch.targets).backward()
+            with drawn(optimizer):
+                F.cross_entropy(model(batch.inputs), batch.targets).backward()
             optimizer.step()
         guard.detach()
     method.consolidate(model, task)
@@ -116,6 +126,9 @@ def test_strength_zero_is_fine_tuning(case, blobs, net):
 def test_one_task_is_plain_training(case, blobs, net):
     one = retain.learn(net(), [blobs(1)], CASES[case][0](), epochs=2, seed=0)
     plain = retain.learn(net(), [blobs(1)], None, epochs=2, seed=0)
+    if case == "newton-vcl":  # its training is that of its optimiser: tests/test_newton_vcl.py
+        assert not torch.equal(weights(one), weights(plain))
+        return
     if case in LEARNS_OTHERWISE:  # but the prior and the noise are all that differs
         settings = {**one.method.settings(), "logvar": -60, "weighting": methods.NoDivergence()}
         free = retain.learn(net(), [blobs(1)], type(one.method)(**settings), epochs=2, seed=0)
@@ -144,13 +157,14 @@ def test_state_survives_a_file_and_goes_on_alike(case, blobs, net, tmp_path):
         again = models.copy(model)
         if one is not method:
             one.load_state_dict(read_tree(tmp_path / "state.safetensors"), again)
-        guard_optimizer = torch.optim.SGD(again.parameters(), lr=0.05)
+        guard_optimizer = one.optimizer(again, lr=0.05) or torch.optim.SGD(again.parameters(), lr=0.05)
         guard = retain.attach(one, again, guard_optimizer, new)
         torch.manual_seed(0)
         for batch in new.batches(16):
             guard_optimizer.zero_grad()
-            outputs = again(batch.inputs)
-            (F.cross_entropy(outputs, batch.targets) + guard.penalty(batch, outputs)).backward()
+            with drawn(guard_optimizer):
+                outputs = again(batch.inputs)
+                (F.cross_entropy(outputs, batch.targets) + guard.penalty(batch, outputs)).backward()
             guard_optimizer.step()
         ends.append(torch.cat([p.detach().flatten() for p in again.parameters()]))
     assert torch.equal(*ends)
@@ -161,6 +175,7 @@ def test_consolidate_leaves_the_model_as_it_was(case, blobs, net):
     model = method.prepare(nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3)))
     before = {k: v.clone() for k, v in model.state_dict().items()}
     method.begin(model, blobs(1))
+    method.optimizer(model, lr=0.1)
     method.consolidate(model, blobs(1))
     assert model.training and all(torch.equal(before[k], v) for k, v in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
@@ -190,9 +205,10 @@ def test_order_of_the_data_does_not_depend_on_the_method(case, blobs, net):
 def test_works_before_anything_was_learned(case, blobs, net):
     method = CASES[case][0]()
     model = method.prepare(net())
-    optimizer = torch.optim.Adam(model.parameters())
+    optimizer = method.optimizer(model, lr=0.1) or torch.optim.Adam(model.parameters())
     guard = retain.attach(method, model, optimizer, blobs(1))
-    F.cross_entropy(model(torch.randn(4, 4)), torch.zeros(4).long()).backward()
+    with drawn(optimizer):
+        F.cross_entropy(model(torch.randn(4, 4)), torch.zeros(4).long()).backward()
     before = [p.grad.clone() for p in model.parameters()]
     if case in LEARNS_OTHERWISE:  # the first prior is there already
         divergence = torch.autograd.grad(kl(model), list(model.parameters()))

@@ -145,12 +145,13 @@ def test_without_zuko_the_extra_is_named(monkeypatch):
 def small(inputs=2, outputs=1, logvar=-1.0, z_logvar=-0.5, prior=None, **settings):
     """A layer in float64 that is far from where it starts: factors of about 1, bent by their flow."""
     layer = MultiplicativeLinear(inputs, outputs, logvar=logvar, z_logvar=z_logvar, prior=prior or GaussianPrior(0.2, 1.5), **settings).double()
-    for module in (layer.flow("weight"), layer.auxiliary):
-        shaken(module, 0.3)
+    width = 0.1 if settings.get("flow") == "zuko" else 1.0  # ReLU networks, without a bound, take factors far away
+    shaken(layer.flow("weight"), width)
+    shaken(layer.auxiliary, 0.3 * width)
     with torch.no_grad():
         layer.weight.normal_()
         layer.weight_logvar.add_(0.3 * torch.randn_like(layer.weight))
-        layer.z_mean.add_(0.3 * torch.randn_like(layer.z_mean))
+        layer.z_mean.copy_(layer.flow("weight").inverse(torch.ones_like(layer.z_mean))[0] + 0.3 * torch.randn_like(layer.z_mean))
         layer.z_logvar.add_(0.3 * torch.randn_like(layer.z_mean))
     return layer
 
@@ -214,9 +215,9 @@ def test_the_divergence_is_a_bound_that_better_guesses_tighten(flow):
         draws = torch.stack([layer.divergence("weight") for _ in range(2000)])
     assert within(draws, bound) and bound > exact > 0
     optimizer = torch.optim.Adam(layer.auxiliary.parameters(), lr=0.02)
-    for _ in range(600):
+    for _ in range(400):
         optimizer.zero_grad()
-        torch.stack([layer.divergence("weight") for _ in range(2)]).sum().backward()
+        layer.divergence("weight").backward()
         optimizer.step()
     tighter = true_bound(layer)
     assert exact < tighter < exact + 0.5 * (bound - exact)

@@ -8,10 +8,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from retain import models, tasks
+from retain.curvature import IVON
 from retain.errors import InputError, RetainError
 from retain.seeds import seeded
 from retain.training import evaluate
-from retain.curvature import IVON
 from retain.training.optimizers import factor
 
 SETTINGS = {"lr": 0.1, "ess": 50.0, "weight_decay": 0.02, "beta1": 0.8, "beta2": 0.7, "hess_init": 0.5}

@@ -16,7 +16,8 @@ def derive(seed: int, name: str, *index: int) -> int:
 
     Args:
         seed: The run's seed, at least 0.
-        name: The stream: ``initialisation``, ``order``, ``labels``, ``replay``, ``classes``, ``noise``.
+        name: The stream: ``initialisation``, ``order``, ``labels``, ``replay``, ``classes``, ``noise``,
+            ``permutation``, ``coreset`` and so on.
         *index: The position in the stream.
 
     Returns:

@@ -41,6 +41,13 @@ class Method:
 
         ``learn`` asks for it after :meth:`begin`, a person's loop before ``attach``, so :meth:`begin` has to tell the one that is there of the task.
         Where it has a context ``sampled()``, the forward and backward pass of every step belong inside.
+
+        Args:
+            model: The unwrapped model, after :meth:`prepare`.
+            lr: Learning rate.
+
+        Returns:
+            The optimiser, or ``None``.
         """
         return None
 

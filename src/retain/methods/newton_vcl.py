@@ -15,7 +15,7 @@ from retain.errors import InputError, RetainError, check_count, check_positive
 from retain.methods.base import Method
 from retain.models.parameters import evaluating, named_parameters
 from retain.tasks.batch import Batch, apply
-from retain.tasks.task import Task, as_task
+from retain.tasks.task import Task
 
 _Gaussians = dict[str, tuple[Tensor, Tensor]]  # mean and precision by parameter name
 
@@ -31,12 +31,12 @@ class NewtonVCL(Method):
     curvature :math:`h_t` of the new data. The model stays as it is, a step costs one pass, and the means are a network like any other.
 
     The running mean of the curvature starts at ``hess_init``, of which :math:`\beta_2^T` is left after T steps. What is remembered of a task is without
-    that share, and where it comes out below 0 it counts as 0. Weights that no sample of a task has reached (output units that do not compete, inputs that are always 0)
-    keep their prior, mean and precision.
+    that share, and where it comes out below 0 it counts as 0. Weights that no sample of a task has reached (output units that do not compete, inputs
+    that are always 0) keep their prior, mean and precision.
 
-    The optimiser is the method's own: ``learn`` uses it in place of its argument ``optimizer``, and a loop of one's own takes it from
-    ``method.optimizer(model, lr)`` for every task, before :func:`retain.attach`, with forward and backward pass inside ``with optimizer.sampled():``. Its learning rate is that
-    of a Newton step: about 0.1, not Adam's 0.001.
+    The optimiser is the method's own: ``learn`` uses it in place of its argument ``optimizer``. A loop of one's own takes it from
+    ``method.optimizer(model, lr)`` for every task, before :func:`retain.attach`, and runs forward and backward pass inside
+    ``with optimizer.sampled():``. Its learning rate is that of a Newton step: about 0.1, not Adam's 0.001.
 
     Args:
         prior_std: Width of the Gaussian about 0 that is believed before the first task.
@@ -81,8 +81,7 @@ class NewtonVCL(Method):
         self.answers = check_count("answers", answers, least=0)
         self.posterior: _Gaussians | None = None
         """Mean and precision of every weight after the last task, by parameter name; ``None`` before one was learned."""
-        self._seen: dict[str, Tensor] = {}  # whether data of the tasks so far have a say
-        self._reached: dict[str, Tensor] = {}  # sums of squared gradients: above 0 where the data have a say
+        self._seen: dict[str, Tensor] = {}  # whether data of the tasks so far have reached a weight
         self._new = 0
 
     def optimizer(self, model: nn.Module, lr: float) -> IVON:
@@ -96,14 +95,17 @@ class NewtonVCL(Method):
     def begin(self, model: nn.Module, task: Task) -> None:
         """Make the last posterior the prior."""
         self._new = task.n
-        self._reached = {name: torch.zeros_like(p) for name, p in named_parameters(model).items()}
         self._tell(model)
 
     def before_step(self, model: nn.Module, optimizer: Optimizer) -> None:
-        """See which weights the data reach."""
-        gradients = {name: p.grad for name, p in named_parameters(model).items() if p.grad is not None}
-        reached = [self._reached[name] for name in gradients]
-        torch._foreach_addcmul_(reached, list(gradients.values()), list(gradients.values()))
+        """See which weights the data reach: those where a sum of squared gradients is above 0. It is kept in the optimiser's state."""
+        found = [(optimizer.state[p], p.grad) for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        gradients = [gradient for _, gradient in found]
+        for state, gradient in found:
+            if "reached" not in state:
+                state["reached"] = torch.zeros_like(gradient)
+        reached = [state["reached"] for state, _ in found]
+        torch._foreach_addcmul_(reached, gradients, gradients)
 
     def consolidate(self, model: nn.Module, task: Task) -> None:
         """Remember the posterior.
@@ -111,19 +113,19 @@ class NewtonVCL(Method):
         Raises:
             RetainError: If the method's optimiser did not learn the task.
         """
-        as_task(task)
         found = self._learned(model)
-        if found is None:
+        if found is None or self.own is None or not self._new:
             raise RetainError(
                 f"{self}: expected that its own optimiser learned the task, found that it did not. Use retain.learn, or step "
                 "method.optimizer(model, lr) in your loop: the posterior is learned on the way and cannot be measured afterwards."
             )
-        reached = {name: total > 0 for name, total in self._reached.items()}
-        self._seen = {name: now | self._seen[name] if name in self._seen else now for name, now in reached.items()}
-        self.posterior, self.own = found, None
+        for name, p in named_parameters(model).items():
+            reached = _reached(self.own, p)
+            self._seen[name] = reached | self._seen.get(name, reached)
+        self.posterior, self.own, self._new = found, None, 0
 
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The mean of the answers of several draws of the weights; before anything was learned the model's own."""
+        """The mean of the answers of several draws of the weights; before anything was learned the model's own answer."""
         learned = (self._learned(model) or self.posterior) if self.answers else None
         with evaluating(model):
             if learned is None:
@@ -135,15 +137,15 @@ class NewtonVCL(Method):
             return batch.task.likelihood.pool(torch.stack(found))
 
     def state_dict(self) -> dict[str, Any]:
-        """The posterior that is the next prior, and which weights data have reached; of the task at hand the rest is in the optimiser's state."""
-        return {"posterior": self.posterior, "seen": self._seen, "reached": self._reached}
+        """The posterior that is the next prior, and which weights its data reached; what the task at hand says is in the optimiser's state."""
+        return {"posterior": self.posterior, "seen": self._seen}
 
     def load_state_dict(self, state: dict[str, Any], model: nn.Module) -> None:
         """Take it up again."""
         place = next(model.parameters()).device
         stored = state["posterior"]
         self.posterior = None if stored is None else {name: (mean.to(place), precision.to(place)) for name, (mean, precision) in stored.items()}
-        self._seen, self._reached = ({name: value.to(place) for name, value in state[key].items()} for key in ("seen", "reached"))
+        self._seen = {name: value.to(place) for name, value in state["seen"].items()}
 
     def settings(self) -> dict[str, Any]:
         """What it was made with."""
@@ -169,7 +171,7 @@ class NewtonVCL(Method):
             for group in self.own.param_groups:
                 group.update(ess=ess, weight_decay=self.prior_std**-2 / ess)
             return
-        names = {id(p): name for name, p in named_parameters(model).items()}
+        names = {id(p): name for name, p in named_parameters(model, trainable=False).items()}
         prior = []
         for p in (p for group in self.own.param_groups for p in group["params"]):
             mean, precision = self._before(name := names[id(p)], p)
@@ -182,16 +184,16 @@ class NewtonVCL(Method):
         if not _trains(self.own, model):
             return None
         assert self.own is not None
-        found, (group, *_) = {}, self.own.param_groups
+        found, ess = {}, self._new / self.beta
         for name, p in named_parameters(model).items():
             mean, precision = self._before(name, p)
             state = self.own.state[p]
             if state.get("step"):
                 left = self.beta2 ** state["step"]
                 curvature = ((state["hessian"] - left * self.hess_init) / (1 - left)).clamp_min(0)
-                reached = self._reached[name] > 0
+                reached = _reached(self.own, p)
                 mean = torch.where(reached, p, mean)
-                precision = torch.where(reached, precision + group["ess"] * curvature, precision)
+                precision = torch.where(reached, precision + ess * curvature, precision)
             found[name] = (mean, precision)
         return found
 
@@ -200,7 +202,12 @@ def _trains(optimizer: Optimizer | None, model: nn.Module) -> bool:
     if optimizer is None:
         return False
     trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    return trained == {id(p) for p in named_parameters(model).values()}
+    return {id(p) for p in named_parameters(model).values()} <= trained
+
+
+def _reached(optimizer: Optimizer, p: nn.Parameter) -> Tensor:
+    total: Tensor = optimizer.state[p].get("reached", torch.zeros_like(p))
+    return total > 0
 
 
 @contextmanager

@@ -33,6 +33,7 @@ from retain.seeds import seeded
 from retain.tasks.batch import Batch, apply, first_samples
 from retain.tasks.task import Task, as_task
 
+
 class VCL(Method):
     r"""Variational continual learning: what was learned is a distribution over the weights, and it is the next task's prior.
 

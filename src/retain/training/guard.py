@@ -134,8 +134,8 @@ def attach(method: Method, model: nn.Module, optimizer: Optimizer, task: Any, *,
         )
     if type(method).optimizer is not Method.optimizer and method.own is not optimizer:
         raise RetainError(
-            f"optimizer: expected the one that {method} brings, found {'one of before' if type(optimizer) is type(method.own) else type(optimizer).__name__}. "
-            "For every task take optimizer = method.optimizer(model, lr)."
+            f"optimizer: expected the one that {method} makes for this task, found another ({type(optimizer).__name__}). "
+            "Take optimizer = method.optimizer(model, lr) before every task."
         )
     task = as_task(task, n=n, id="new")
     if type(method).augment is not Method.augment:

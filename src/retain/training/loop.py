@@ -100,7 +100,8 @@ def learn(
     method, recorder = method or Plain(), recorder or Silent()
     place, dtype = choose_device(device), dtype_of(precision)
     stream, watched = _moved(stream, place, dtype), _moved(watched, place, dtype)
-    model = method.prepare(unwrap(model)).to(place, dtype)
+    with seeded(seed, "preparation"):
+        model = method.prepare(unwrap(model)).to(place, dtype)
     result = Result([task.id for task in watched.tasks], score_name=stream.tasks[0].likelihood.score_name, model=model, method=method)
     keeper = BatchNormKeeper(model, batchnorm, result.statistics)
     first = 0

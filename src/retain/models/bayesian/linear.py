@@ -46,7 +46,7 @@ class BayesianLinear(BayesianLayer):
             return super()._local(inputs)  # composed operations know what to do there
         (mean, logvar), (bias, bias_logvar) = self.posterior["weight"], self.posterior.get("bias", (None, None))
         variances = self._variance("weight"), None if bias is None else self._variance("bias")
-        outputs: Tensor = LocalLinear.apply(inputs.flatten(0, -2) if inputs.ndim != 2 else inputs, mean, logvar, bias, bias_logvar, *variances)
+        outputs: Tensor = LocalLinear.apply(inputs if inputs.ndim == 2 else inputs.reshape(-1, inputs.shape[-1]), mean, logvar, bias, bias_logvar, *variances)
         return outputs if inputs.ndim == 2 else outputs.view(*inputs.shape[:-1], outputs.shape[-1])
 
     def extra_repr(self) -> str:
