@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from retain import models
-from retain.models.bayesian import Estimator, Prior, add_kl_gradient
+from retain.models.bayesian import Estimator, Prior, add_kl_gradient, bayesian_layers
 
 SIZES = (784, 400, 400, 10)
 BATCH = 128
@@ -69,7 +69,7 @@ def ours(estimator: Estimator, prior: str) -> Step:
         "a mixture": models.ScaleMixture(),
     }
     model = models.bayesian(start, priors[prior], estimator=estimator).train()
-    return stepping(model, lambda x, y: F.cross_entropy(model(x), y), partial(add_kl_gradient, model, 1 / N))
+    return stepping(model, lambda x, y: F.cross_entropy(model(x), y), partial(add_kl_gradient, bayesian_layers(model), 1 / N, after_forward=True))
 
 
 def ivon() -> Step:

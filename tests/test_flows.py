@@ -215,12 +215,12 @@ def test_the_divergence_is_a_bound_that_better_guesses_tighten(flow):
         draws = torch.stack([layer.divergence("weight") for _ in range(2000)])
     assert within(draws, bound) and bound > exact > 0
     optimizer = torch.optim.Adam(layer.auxiliary.parameters(), lr=0.02)
-    for _ in range(400):
+    for _ in range(300):
         optimizer.zero_grad()
         layer.divergence("weight").backward()
         optimizer.step()
     tighter = true_bound(layer)
-    assert exact < tighter < exact + 0.5 * (bound - exact)
+    assert exact < tighter < exact + 0.75 * (bound - exact)
 
 
 def test_a_guess_of_fixed_factors_is_the_divergence_of_mean_field():

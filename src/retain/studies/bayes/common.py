@@ -54,7 +54,7 @@ def options(spec: BayesSpec, *, plain: bool = False) -> dict[str, Any]:
     """Arguments of ``learn``: plain networks learn by SGD with momentum, Bayesian ones by Adam."""
     if plain:
         return {"batch_size": spec.batch_size, "optimizer": "momentum", "lr": spec.ewc_lr, "schedule": "cosine", "device": spec.device}
-    return {"batch_size": spec.batch_size, "optimizer": "adam", "lr": spec.lr, "schedule": spec.schedule, "device": spec.device}
+    return {"batch_size": spec.batch_size, "optimizer": spec.optimizer, "lr": spec.lr, "schedule": spec.schedule, "device": spec.device}
 
 
 def record(result: Result, after: Result | None = None) -> dict[str, Any]:

@@ -31,8 +31,9 @@ class BayesSpec(Spec):
         description="what is run: digits, rotation, permuted, split, schemes, flows, prediction",
     )
     hidden: tuple[PositiveInt, ...] = Field((64, 64), description="hidden widths")
-    batch_size: PositiveInt = Field(64, description="samples a step")
-    lr: PositiveFloat = Field(2e-3, description="learning rate of Adam for Bayesian networks")
+    batch_size: PositiveInt = Field(128, description="samples a step")
+    optimizer: Literal["adam", "momentum"] = Field("adam", description="optimiser of the Bayesian networks; momentum is SGD with momentum 0.9")
+    lr: PositiveFloat = Field(5e-3, description="its learning rate")
     schedule: Literal["constant", "cosine"] = Field("cosine", description="course of the learning rate within a task")
     prior_std: PositiveFloat = Field(0.3, description="width of the first prior")
     logvar: float = Field(-8.0, allow_inf_nan=False, description="initial log-variance of the posterior")
@@ -45,12 +46,12 @@ class BayesSpec(Spec):
     answers: PositiveInt = Field(16, description="draws behind a final answer; during training the means answer")
     ewc_lr: PositiveFloat = Field(0.1, description="learning rate of the plain networks, trained by SGD with momentum 0.9")
     ewc_strength: float = Field(100.0, ge=0, allow_inf_nan=False, description="EWC's strength")
-    epochs: PositiveInt = Field(8, description="digits: passes over each task")
+    epochs: PositiveInt = Field(12, description="digits: passes over each task")
     fractions: tuple[Share, ...] = Field((1.0, 0.1), min_length=1, description="digits: shares of the second task's images")
     heads: tuple[Head, ...] = Field(("separate", "shared"), min_length=1, description="digits: ten outputs of which a task's five compete, or five for both")
     arms: tuple[Arm, ...] = Field(("scratch", "weights", "posterior", "exact", "ewc"), min_length=1, description="digits: what is compared")
     chained: tuple[Chained, ...] = Field(("vcl", "ewc", "plain"), min_length=1, description="rotation, permuted, split: what is compared")
-    chain_epochs: PositiveInt = Field(2, description="rotation, permuted, split: passes over each task")
+    chain_epochs: PositiveInt = Field(3, description="rotation, permuted, split: passes over each task")
     chain_hidden: tuple[PositiveInt, ...] = Field((64, 64), description="rotation, permuted, split: hidden widths")
     angles: tuple[Angle, ...] = Field((0.0, 15.0, 30.0, 45.0), min_length=1, description="rotation: degrees")
     permutations: PositiveInt = Field(10, description="permuted: tasks")
@@ -58,14 +59,14 @@ class BayesSpec(Spec):
     coreset_epochs: PositiveInt = Field(100, description="steps on each task's coreset before an answer")
     score_every: PositiveInt = Field(1, description="rotation, permuted, split: score after every so many epochs")
     schemes: tuple[Scheme, ...] = Field(("per-sample", "blundell", "warm-up", "none", "over-batches"), description="schemes: weightings of the divergence")
-    single_epochs: PositiveInt = Field(3, description="schemes, flows: passes over the ten digits")
+    single_epochs: PositiveInt = Field(4, description="schemes, flows: passes over the ten digits")
     flows: tuple[int, ...] = Field((0, 16), description="flows: planar flows on each weight tensor")
     flow_hidden: tuple[PositiveInt, ...] = Field((20, 20), description="flows: hidden widths")
     nets: tuple[Net, ...] = Field(("plain", "gaussian", "mixture", "ensemble"), min_length=1, description="prediction: what is compared")
-    net_epochs: PositiveInt = Field(4, description="prediction: passes over the ten digits")
+    net_epochs: PositiveInt = Field(6, description="prediction: passes over the ten digits")
     net_hidden: tuple[PositiveInt, ...] = Field((64, 64), description="prediction: hidden widths")
     net_beta: PositiveFloat = Field(0.1, description="prediction: tempering of the divergence")
-    members: PositiveInt = Field(2, description="prediction: networks in the ensemble")
+    members: PositiveInt = Field(3, description="prediction: networks in the ensemble")
     pi: float = Field(0.5, gt=0, lt=1, description="prediction: weight of the scale mixture's wide part")
     sigma1: PositiveFloat = Field(1.0, description="prediction: width of its wide part")
     sigma2: PositiveFloat = Field(0.0025, description="prediction: width of its narrow part, exp(-6)")
@@ -126,11 +127,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         "validation": 5000,
         "parts": ("prediction",),
         "batch_size": 128,
-        "lr": 1e-3,
+        "optimizer": "momentum",
+        "lr": 0.1,
+        "pace": 1000.0,
         "net_hidden": (400, 400),
-        "net_epochs": 60,
-        "members": 3,
-        "logvar": -10.0,
+        "net_epochs": 40,
     },
     "paper": {
         "embedded": False,
@@ -149,6 +150,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "beta": 1.0,
         "strength": 1.0,
         "samples": 16,
+        "fractions": (1.0, 0.5, 0.1),
         "heads": ("shared", "separate"),
         "arms": ("scratch", "weights", "posterior", "ewc"),
         "chained": ("vcl", "ewc", "plain"),
