@@ -119,8 +119,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "strength": 100.0,
         "chain_hidden": (100, 100),
         "chained": ("vcl", "coreset", "ewc", "plain"),
-        "chain_epochs": 10,
-        "score_every": 10,
+        "chain_epochs": 5,
+        "score_every": 5,
     },
     "mnist": {
         "embedded": False,
