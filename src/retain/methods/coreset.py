@@ -82,7 +82,7 @@ class CoresetVCL(VCL):
     def _refresh(self, model: nn.Module, last: Task) -> nn.Module:
         made, was = copy(model), model.training
         tasks = [replace(last, data=(k["inputs"], k["targets"]), test=None, validation=None, classes=None, active=k["active"], n=0) for k in self._kept]
-        helper = VCL(beta=self.beta, strength=self.strength, pace=self.pace)
+        helper = VCL(beta=self.beta, strength=self.strength)  # at the pace of Adam, whatever learns the tasks
         helper.posterior = self.posterior
         helper.begin(made, replace(tasks[-1], active=None, n=sum(task.n for task in tasks)))
         steps = torch.optim.Adam(helper.groups(made, self.lr), lr=self.lr)

@@ -50,7 +50,7 @@ def _method(spec: BayesSpec, name: str, seed: int) -> Method:
     if name == "coreset":
         settings = {key: getattr(spec, key) for key in ("logvar", "pace", "beta", "strength", "samples")}
         prior = GaussianPrior(std=spec.prior_std)
-        return CoresetVCL(spec.coreset, epochs=spec.coreset_epochs, lr=spec.lr, seed=seed, prior=prior, answers=0, **settings)
+        return CoresetVCL(spec.coreset, epochs=spec.coreset_epochs, lr=spec.coreset_lr, seed=seed, prior=prior, answers=0, **settings)
     makers: dict[str, Any] = {"vcl": vcl, "exact": exact, "ewc": ewc, "plain": lambda spec: Plain()}
     made: Method = makers[name](spec)
     return made

@@ -57,6 +57,7 @@ class BayesSpec(Spec):
     permutations: PositiveInt = Field(10, description="permuted: tasks")
     coreset: PositiveInt = Field(200, description="images that the coreset keeps of each task")
     coreset_epochs: PositiveInt = Field(100, description="steps on each task's coreset before an answer")
+    coreset_lr: PositiveFloat = Field(1e-3, description="learning rate of those steps, by Adam")
     score_every: PositiveInt = Field(1, description="rotation, permuted, split: score after every so many epochs")
     schemes: tuple[Scheme, ...] = Field(("per-sample", "blundell", "warm-up", "none", "over-batches"), description="schemes: weightings of the divergence")
     single_epochs: PositiveInt = Field(4, description="schemes, flows: passes over the ten digits")
@@ -115,8 +116,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "validation": 5000,
         "parts": ("permuted",),
         "batch_size": 128,
-        "lr": 1e-3,
-        "strength": 100.0,
+        "optimizer": "momentum",
+        "lr": 0.1,
+        "pace": 1000.0,
+        "strength": 10.0,
         "chain_hidden": (100, 100),
         "chained": ("vcl", "coreset", "ewc", "plain"),
         "chain_epochs": 5,
