@@ -22,7 +22,7 @@ def curved(theta):
     return 0.5 * (theta**2).sum() + torch.sin(theta).prod() + (theta[0] * theta[-1] - 1) ** 4
 
 
-def by_the_book(start, loss, noise, lr, ess, weight_decay, beta1, beta2, hess_init, prior=None):
+def by_the_book(start, loss, noise, lr, ess, weight_decay, beta1, beta2, hess_init, prior=None, pull=None):
     """The slow, obvious algorithm 1: one weight after the other, in Python's numbers. ``noise[t][s]`` is for step t and sample s."""
     m, size = start.tolist(), len(start)
     m0, delta = ([0.0] * size, [weight_decay] * size) if prior is None else (prior[0].tolist(), [s / ess for s in prior[1].tolist()])
@@ -39,7 +39,8 @@ def by_the_book(start, loss, noise, lr, ess, weight_decay, beta1, beta2, hess_in
         for i in range(size):
             g[i] = beta1 * g[i] + (1 - beta1) * ghat[i]
             h[i] = beta2 * h[i] + (1 - beta2) * hhat[i] + 0.5 * (1 - beta2) ** 2 * (h[i] - hhat[i]) ** 2 / (h[i] + delta[i])
-            m[i] -= lr * (g[i] / (1 - beta1**t) + delta[i] * (m[i] - m0[i])) / (h[i] + delta[i])
+            held = delta[i] * (1.0 if pull is None else float(pull[i]))
+            m[i] -= lr * (g[i] / (1 - beta1**t) + held * (m[i] - m0[i])) / (h[i] + max(held, delta[i]))
     return torch.tensor(m, dtype=torch.float64), torch.tensor([ess * (h[i] + delta[i]) for i in range(size)], dtype=torch.float64)
 
 
@@ -56,17 +57,20 @@ def run(optimizer, p, steps, samples=1, loss=curved):
         optimizer.step()
 
 
-@pytest.mark.parametrize("anchored", [False, True])
+@pytest.mark.parametrize("anchored", ["", "prior", "pulled"])
 @pytest.mark.parametrize(("steps", "samples"), [(1, 1), (4, 1), (3, 3)])
 def test_steps_are_those_of_the_equations(steps, samples, anchored):
     p = nn.Parameter(start())
     prior = (torch.linspace(-1, 1, 5, dtype=torch.float64), torch.linspace(0.5, 9, 5, dtype=torch.float64)) if anchored else None
+    pull = torch.tensor([0.0, 0.5, 1.0, 3.0, 20.0]) if anchored == "pulled" else None
     with seeded(0, "noise"):
         noise = [[torch.randn(5, dtype=torch.float64) for _ in range(samples)] for _ in range(steps)]
     optimizer = IVON([p], **SETTINGS, prior=[prior] if anchored else None)
+    if pull is not None:
+        optimizer.set_prior([prior], pull=[pull])
     with seeded(0, "noise"):
         run(optimizer, p, steps, samples)
-    expected = by_the_book(start(), curved, noise, **SETTINGS, prior=prior)
+    expected = by_the_book(start(), curved, noise, **SETTINGS, prior=prior, pull=pull)
     for found, right in zip(optimizer.posterior()[0], expected, strict=True):
         torch.testing.assert_close(found, right, rtol=1e-10, atol=1e-12)
 
@@ -319,6 +323,13 @@ def test_bad_settings(name, value):
 def test_bad_priors(prior):
     with pytest.raises(InputError, match="prior"):
         IVON([nn.Parameter(torch.zeros(2))], ess=10, prior=prior)
+
+
+@pytest.mark.parametrize("pull", [[], [torch.ones(3)], [torch.tensor([1.0, -1.0])], [torch.tensor([1.0, float("inf")])]])
+def test_bad_pulls(pull):
+    optimizer = IVON([nn.Parameter(torch.zeros(2))], ess=10)
+    with pytest.raises(InputError, match="pull"):
+        optimizer.set_prior(optimizer.posterior(), pull=pull)
 
 
 def test_what_belongs_outside_or_inside_a_block():

@@ -27,11 +27,11 @@ def regression(seed, n):
 
 
 def exact(prior, task, *, beta=1.0, strength=1.0):
-    """The mean after a task, the precision there and the one to remember."""
+    """Mean and precision after a task."""
     mean, precision = (value.double().flatten() for value in prior)
     x, y = task.data.inputs, task.data.targets[:, 0]
     data = x.square().sum(0) / beta
-    return (strength * precision * mean + x.T @ y / beta) / (data + strength * precision), data + strength * precision, data + precision
+    return (strength * precision * mean + x.T @ y / beta) / (data + strength * precision), data + precision
 
 
 def line():
@@ -39,12 +39,12 @@ def line():
 
 
 def by_hand(method, model, task, steps=1500, lr=0.1):
-    """A loop of one's own on full batches, the learning rate falling to 0."""
+    """A loop of one's own on full batches: find the minimum, then average over ever more steps, with a learning rate that falls to 0."""
     optimizer = method.optimizer(model, lr)
     guard = retain.attach(method, model, optimizer, task)
     with seeded(0, "noise"):
         for step in range(steps):
-            optimizer.param_groups[0]["lr"] = lr * (1 - step / steps)
+            optimizer.param_groups[0].update(lr=lr * (1 - step / steps), beta2=0.99 if step < 300 else 1 - 1 / (step - 200))
             optimizer.zero_grad()
             with optimizer.sampled():
                 (0.5 * (task.data.targets - model(task.data.inputs)).square().mean()).backward()
@@ -58,19 +58,19 @@ def test_what_one_line_taught_is_the_prior_of_the_next(beta, strength):
     for seed, n, factor in ((1, 200, 1.0), (2, 90, strength)):
         task = regression(seed, n)
         by_hand(method, model, task)
-        (mean, width, remembered), found = exact(prior, task, beta=beta, strength=factor), method.posterior["weight"]
+        (mean, precision), found = exact(prior, task, beta=beta, strength=factor), method.posterior["weight"]
         assert torch.equal(found[0], model.weight)
-        assert ((found[0] - mean).abs() * width.sqrt()).max() < 0.25
-        ratio = found[1][0] / remembered
+        assert ((found[0] - mean).abs() * precision.sqrt()).max() < 0.25
+        ratio = found[1][0] / precision
         assert (ratio - 1).abs().max() < 0.2 and abs(float(ratio.mean()) - 1) < 0.05
-        assert prior is FIRST or (prior[1] / remembered).max() < 0.9  # the data have a say
+        assert prior is FIRST or (prior[1] / precision).max() < 0.9  # the data have a say
         prior = found
 
 
 def test_strength_holds(blobs, net):
     stream, kept = tasks.sequence(blobs(1), blobs(2)), []
     options = {"epochs": 25, "batch_size": 16, "lr": 0.1, "schedule": "cosine", "score_every": 25}
-    for strength in (0.01, 1.0, 100.0):
+    for strength in (0.0, 1.0, 100.0):
         result = retain.learn(net(), stream, NewtonVCL(beta=0.1, strength=strength, answers=0), **options)
         kept.append(result.accuracy[2, 0])
         assert result.accuracy[1, 0] > 0.85
@@ -92,14 +92,10 @@ def test_learn_is_the_bare_optimiser_with_the_posterior_carried_on(blobs, net):
                     with optimizer.sampled():
                         F.cross_entropy(model(batch.inputs), batch.targets).backward()
                     optimizer.step()
-        posterior = result.method.posterior.values()
-        if t == 0:  # what is remembered is the optimiser's posterior, but for what is left of the curvature at the start
-            for p, (mean, precision), (_, at_work) in zip(model.parameters(), posterior, optimizer.posterior(), strict=True):
-                left = 0.95**12
-                data = (at_work - 0.25 - 60 * left * 0.05) / (1 - left)
-                torch.testing.assert_close(precision, 0.25 + data.clamp_min(0), rtol=1e-4, atol=1e-4)
-                assert torch.equal(mean, p)
-        posterior = list(posterior)
+        posterior = list(result.method.posterior.values())
+        if t == 0:  # what is remembered is the optimiser's posterior
+            found = [(m.clone(), s.clone()) for m, s in optimizer.posterior()]
+            assert all(torch.equal(m, mean) and torch.equal(s, precision) for (m, s), (mean, precision) in zip(found, posterior, strict=True))
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), result.model.parameters(), strict=True))
 
 
@@ -227,7 +223,7 @@ def test_a_rebuilt_model_is_noticed(blobs, net):
         ("beta1", 1.0),
         ("beta2", -0.1),
         ("beta", 0),
-        ("strength", 0),
+        ("strength", -1),
         ("strength", float("nan")),
         ("answers", -1),
         ("answers", 1.5),

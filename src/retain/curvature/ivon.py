@@ -41,7 +41,8 @@ class IVON(Optimizer):
 
     Our extension to continual learning, after variational continual learning (Nguyen et al. 2018, eq. 1,
     https://arxiv.org/abs/1710.10628): the posterior of the tasks so far :math:`\mathcal{N}(m_0, \operatorname{diag}(s_0)^{-1})` is the
-    prior of the next. Then :math:`\delta = s_0 / \lambda` differs by weight, and h counts the new data only. See :meth:`set_prior`.
+    prior of the next. Then :math:`\delta = s_0 / \lambda` differs by weight, and h counts the new data only. The means may be held harder or softer than
+    that, by a pull :math:`\kappa\delta` in place of :math:`\delta` in the last equation, which leaves the variances alone. See :meth:`set_prior`.
 
     Args:
         params: What it trains: parameters, or groups with settings of their own.
@@ -195,7 +196,7 @@ class IVON(Optimizer):
                 found.append((p.detach().clone(), curvature * group["ess"]))
         return found
 
-    def set_prior(self, posterior: Posterior, ess: float | None = None) -> None:
+    def set_prior(self, posterior: Posterior, ess: float | None = None, *, pull: Sequence[Tensor] | None = None) -> None:
         r"""Start on new data with what the old data taught: the prior becomes :math:`\mathcal{N}(m_0, \operatorname{diag}(s_0)^{-1})`.
 
         From here on :math:`\delta = s_0 / \lambda` for every weight, the decay pulls to :math:`m_0`, and h, gradient momentum and step
@@ -205,6 +206,8 @@ class IVON(Optimizer):
         Args:
             posterior: :math:`m_0` and :math:`s_0` of every parameter in order, as :meth:`posterior` returns them.
             ess: The effective sample size of the new data; by default every group's stays.
+            pull: :math:`\kappa`, the factor at least 0 by which the step of every mean is held harder than its precision says, in the parameter's shape; by
+                default 1. Where it is below 1 the step is still divided by :math:`h + \delta`.
 
         Raises:
             InputError: If the prior does not fit the parameters, or ess is out of range.
@@ -223,12 +226,18 @@ class IVON(Optimizer):
                     raise InputError(f"prior of parameter {k}", f"a finite {name}", "nan or inf")
             if not bool((precision > 0).all()):
                 raise InputError(f"prior of parameter {k}", "a precision above 0", float(precision.min()))
-        left = iter(posterior)
+        if pull is not None and [factor.shape for factor in pull] != [p.shape for p in params]:
+            raise InputError("pull", f"factors in the shapes of {len(params)} parameters", [list(factor.shape) for factor in pull])
+        if pull is not None and not all(bool((factor >= 0).all() and torch.isfinite(factor).all()) for factor in pull):
+            raise InputError("pull", "finite factors of at least 0", "others")
+        left, factors = iter(posterior), None if pull is None else iter(pull)
         for group, size in zip(self.param_groups, sizes, strict=True):
             group["ess"], group["samples"] = size, 0
             for p in group["params"]:
                 mean, precision = next(left)
                 self.state[p] = {"prior_mean": mean.detach().clone().to(p), "delta": (precision.detach() / size).to(p)}
+                if factors is not None:
+                    self.state[p]["pull"] = self.state[p]["delta"] * next(factors).to(p)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over another optimiser's state, as a copy: training both on does not mix them.
@@ -328,7 +337,10 @@ class IVON(Optimizer):
         if "delta" in states[0]:
             torch._foreach_copy_(curvature, params)
             torch._foreach_sub_(curvature, [state["prior_mean"] for state in states])
-            torch._foreach_addcmul_(move, curvature, delta)
+            pull = [state["pull"] for state in states] if "pull" in states[0] else delta
+            torch._foreach_addcmul_(move, curvature, pull)
+            if pull is not delta:
+                delta = torch._foreach_maximum(pull, delta)
         else:
             torch._foreach_add_(move, params, alpha=delta)
         torch._foreach_copy_(curvature, hessians)

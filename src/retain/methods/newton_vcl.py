@@ -30,9 +30,9 @@ class NewtonVCL(Method):
     Shen et al. 2024, https://arxiv.org/abs/2402.17641): the parameters hold the means, gradients are taken at draws, and a running mean estimates the
     curvature :math:`h_t` of the new data. The model stays as it is, a step costs one pass, and the means are a network like any other.
 
-    The running mean of the curvature starts at ``hess_init``, of which :math:`\beta_2^T` is left after T steps. What is remembered of a task is without
-    that share, and where it comes out below 0 it counts as 0. Weights that no sample of a task has reached (output units that do not compete, inputs
-    that are always 0) keep their prior, mean and precision.
+    The running mean of the curvature starts at ``hess_init``, of which :math:`\beta_2^T` is left after T steps and counts as if the data had said it: the
+    posterior is narrower than they justify where few steps are taken, which keeps more and is not Bayes. Weights that no sample of a task has reached
+    (output units that do not compete, inputs that are always 0) keep their prior, mean and precision.
 
     The optimiser is the method's own: ``learn`` uses it in place of its argument ``optimizer``. A loop of one's own takes it from
     ``method.optimizer(model, lr)`` for every task, before :func:`retain.attach`, and runs forward and backward pass inside
@@ -45,8 +45,8 @@ class NewtonVCL(Method):
         beta1: Momentum of the gradient.
         beta2: Momentum of the curvature, whose mean reaches :math:`1 / (1 - \beta_2)` steps back: fewer than a task has.
         beta: Tempering of the divergence, above 0; 1 is the Bayesian answer.
-        strength: Factor of the prior's precision where the prior is a posterior, above 0; 1 is the Bayesian answer. What is remembered is not multiplied,
-            so tasks do not compound it.
+        strength: Factor of the pull to the old means, for weights that old data have reached; 1 is the Bayesian answer. The precisions are left as they are,
+            so it does not compound over tasks (as in Loo, Swaroop and Turner 2020, https://arxiv.org/abs/2011.12328).
         answers: Draws of the weights whose mean is the answer; 0 answers with the means of the weights.
 
     Raises:
@@ -77,7 +77,7 @@ class NewtonVCL(Method):
     ) -> None:
         self.prior_std, self.hess_init = check_positive("prior_std", prior_std), check_positive("hess_init", hess_init)
         self.beta1, self.beta2 = (_momentum(name, value) for name, value in (("beta1", beta1), ("beta2", beta2)))
-        self.beta, self.strength = check_positive("beta", beta), check_positive("strength", strength)
+        self.beta, self.strength = check_positive("beta", beta), check_positive("strength", strength, zero=True)
         self.answers = check_count("answers", answers, least=0)
         self.posterior: _Gaussians | None = None
         """Mean and precision of every weight after the last task, by parameter name; ``None`` before one was learned."""
@@ -172,28 +172,21 @@ class NewtonVCL(Method):
                 group.update(ess=ess, weight_decay=self.prior_std**-2 / ess)
             return
         names = {id(p): name for name, p in named_parameters(model, trainable=False).items()}
-        prior = []
-        for p in (p for group in self.own.param_groups for p in group["params"]):
-            mean, precision = self._before(name := names[id(p)], p)
-            prior.append((mean, torch.where(self._seen[name], self.strength * precision, precision)))
-        self.own.set_prior(prior, ess)
+        params = [(names[id(p)], p) for group in self.own.param_groups for p in group["params"]]
+        prior = [self._before(name, p) for name, p in params]
+        pull = [1 + (self.strength - 1) * self._seen[name].to(p) for name, p in params]
+        self.own.set_prior(prior, ess, pull=None if self.strength == 1 else pull)
 
-    @torch.no_grad()
     def _learned(self, model: nn.Module) -> _Gaussians | None:
         """The posterior of the task at hand, if the method's optimiser is learning it."""
         if not _trains(self.own, model):
             return None
-        assert self.own is not None
-        found, ess = {}, self._new / self.beta
+        assert isinstance(self.own, IVON)
+        params, found = (p for group in self.own.param_groups for p in group["params"]), {}
+        at_work = {id(p): gaussian for p, gaussian in zip(params, self.own.posterior(), strict=True)}
         for name, p in named_parameters(model).items():
-            mean, precision = self._before(name, p)
-            state = self.own.state[p]
-            if state.get("step"):
-                left = self.beta2 ** state["step"]
-                curvature = ((state["hessian"] - left * self.hess_init) / (1 - left)).clamp_min(0)
-                reached = _reached(self.own, p)
-                mean = torch.where(reached, p, mean)
-                precision = torch.where(reached, precision + ess * curvature, precision)
+            reached, before = _reached(self.own, p), self._before(name, p)
+            mean, precision = (torch.where(reached, new, old) for new, old in zip(at_work[id(p)], before, strict=True))
             found[name] = (mean, precision)
         return found
 

@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from retain.errors import InputError, check_count
-from retain.models.bayesian.base import only
+from retain.models.bayesian.base import BayesianLayer, only
 from retain.models.bayesian.coupling import Flow, FlowKind, MakeFlow, make_flow
 from retain.models.bayesian.linear import BayesianLinear
+from retain.models.bayesian.local import TINY
 
 
 class MultiplicativeLinear(BayesianLinear):
@@ -116,6 +117,9 @@ class MultiplicativeLinear(BayesianLinear):
     def _expected(self, inputs: Tensor) -> Tensor:
         return super()._expected(inputs * self.factors(*inputs.shape[:-1]))
 
+    def _local(self, inputs: Tensor) -> Tensor:
+        return BayesianLayer._local(self, inputs)  # the one function of a plain linear layer knows no factors
+
     def divergence(self, name: str, strength: float = 1.0, units: Tensor | None = None) -> Tensor:
         r"""See :meth:`BayesianLayer.divergence`; of the weights one draw of the upper bound.
 
@@ -186,7 +190,7 @@ class Auxiliary(nn.Module):
             A scalar.
         """
         along = F.linear(mean, self.c)
-        along = along + (F.linear(variance, self.c.square()) + 1e-30).sqrt() * torch.randn_like(along)  # the root has no slope at 0
+        along = along + (F.linear(variance, self.c.square()) + TINY).sqrt() * torch.randn_like(along)
         t = torch.tanh(along).mean() if units is None else only(torch.tanh(along), units).sum() / units.sum().clamp_min(1)
         moved, logdet = self.flow(z)
         away, logvar = moved - self.b1 * t, self.b2 * t
