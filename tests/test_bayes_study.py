@@ -74,7 +74,14 @@ def test_curves_are_there_as_csv(run):
 
 def test_page(run):
     text = write_report(run).read_text()
-    for words in ("Digits 0-4, then 5-9: separate heads", "one head of five outputs", "Rotated digits", "Permuted pixels", "Pairs of digits", "How the divergence is weighed"):
+    for words in (
+        "Digits 0-4, then 5-9: separate heads",
+        "one head of five outputs",
+        "Rotated digits",
+        "Permuted pixels",
+        "Pairs of digits",
+        "How the divergence is weighed",
+    ):
         assert words in text
     for words in ("Planar flows", "Reliability", "Pruning by signal to noise", "Reported by the notebook", "epochs.csv"):
         assert words in text
