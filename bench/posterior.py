@@ -74,7 +74,7 @@ def ours(estimator: Estimator, prior: str) -> Step:
 
 def ivon() -> Step:
     model = models.MLP(*SIZES, seed=0)
-    optimizer = importlib.import_module("retain.training.ivon").IVON(model.parameters(), lr=LR, ess=N)
+    optimizer = importlib.import_module("retain.curvature.ivon").IVON(model.parameters(), lr=LR, ess=N)
 
     def step(x: Tensor, y: Tensor) -> None:
         optimizer.zero_grad()

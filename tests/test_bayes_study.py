@@ -134,7 +134,7 @@ def test_schemes_by_name():
         ("fractions=[0]", "fractions"),
         ("parts=[]", "parts"),
         ("schemes=[]", "schemes"),
-        ("samples=0", "samples"),
+        ("draws=0", "draws"),
         ("validation=10000", "validation"),
     ],
 )

@@ -191,6 +191,20 @@ def test_closed_form_gradient_is_that_of_autograd(prior, strength, masked, after
     assert all(torch.allclose(p.grad, expected[name], rtol=1e-10) for name, p in model.named_parameters())
 
 
+def test_a_forward_passes_variance_serves_one_step():
+    """Two steps after one pass: the second is from where the first has led."""
+    model = trained()
+    model(torch.randn(5, 3).double())
+    for _ in range(2):
+        model.zero_grad()
+        (0.5 * kl(model)).backward()
+        expected = gradients(model)
+        model.zero_grad()
+        add_kl_gradient(model, 0.5, after_forward=True)
+        assert all(torch.allclose(p.grad, expected[name], rtol=1e-10) for name, p in model.named_parameters())
+        blur(model)
+
+
 @pytest.mark.parametrize("options", [{"prior": ScaleMixture(0.3, 1.0, 0.1)}, {"prior": ScaleMixture(0.3, 0.1, 1.0)}, {"flows": 3, "estimator": "weights"}])
 def test_estimated_gradient_is_that_of_autograd_on_the_same_draw(options):
     model = trained(**options)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from retain.methods import CoresetVCL, Method, Plain
-from retain.models import GaussianPrior
 from retain.studies.base import Keeper
-from retain.studies.bayes.common import ewc, exact, net, options, record, ten_digits, vcl
+from retain.studies.bayes.common import ewc, exact, net, options, record, settings, ten_digits, vcl
 from retain.studies.bayes.spec import BayesSpec
 from retain.tasks import Stream, permute, rotate, split
 from retain.training import learn
@@ -48,9 +47,7 @@ def _stream(spec: BayesSpec, part: str, seed: int) -> Stream:
 
 def _method(spec: BayesSpec, name: str, seed: int) -> Method:
     if name == "coreset":
-        settings = {key: getattr(spec, key) for key in ("logvar", "pace", "beta", "strength", "samples")}
-        prior = GaussianPrior(std=spec.prior_std)
-        return CoresetVCL(spec.coreset, epochs=spec.coreset_epochs, lr=spec.coreset_lr, seed=seed, prior=prior, answers=0, **settings)
+        return CoresetVCL(spec.coreset, epochs=spec.coreset_epochs, lr=spec.coreset_lr, seed=seed, **settings(spec))
     makers: dict[str, Any] = {"vcl": vcl, "exact": exact, "ewc": ewc, "plain": lambda spec: Plain()}
     made: Method = makers[name](spec)
     return made

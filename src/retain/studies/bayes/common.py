@@ -36,8 +36,13 @@ def net(hidden: tuple[int, ...], outputs: int, seed: int) -> MLP:
 
 def vcl(spec: BayesSpec, **changes: Any) -> VCL:
     """Variational continual learning with the study's settings; during training the means answer."""
-    names = ("logvar", "pace", "beta", "strength", "samples")
-    return VCL(**{"prior": GaussianPrior(std=spec.prior_std), **{name: getattr(spec, name) for name in names}, "answers": 0, **changes})
+    return VCL(**{**settings(spec), **changes})
+
+
+def settings(spec: BayesSpec) -> dict[str, Any]:
+    """Arguments of ``VCL``."""
+    names = ("logvar", "pace", "beta", "strength")
+    return {"prior": GaussianPrior(std=spec.prior_std), "samples": spec.draws, "answers": 0, **{name: getattr(spec, name) for name in names}}
 
 
 def exact(spec: BayesSpec) -> VCL:

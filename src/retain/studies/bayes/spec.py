@@ -42,7 +42,7 @@ class BayesSpec(Spec):
     strength: float = Field(
         10.0, ge=0, allow_inf_nan=False, description="factor of the quadratic part where the prior is a posterior; 1 is the Bayesian answer"
     )
-    samples: PositiveInt = Field(1, description="draws a step")
+    draws: PositiveInt = Field(1, description="draws of the weights a step")
     answers: PositiveInt = Field(16, description="draws behind a final answer; during training the means answer")
     ewc_lr: PositiveFloat = Field(0.1, description="learning rate of the plain networks, trained by SGD with momentum 0.9")
     ewc_strength: float = Field(100.0, ge=0, allow_inf_nan=False, description="EWC's strength")
@@ -152,7 +152,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "pace": 1.0,
         "beta": 1.0,
         "strength": 1.0,
-        "samples": 16,
+        "draws": 16,
         "fractions": (1.0, 0.5, 0.1),
         "heads": ("shared", "separate"),
         "arms": ("scratch", "weights", "posterior", "ewc"),

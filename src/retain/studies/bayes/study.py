@@ -86,7 +86,7 @@ class BayesStudy(Study):
         passes += chains.samples(spec) + single.samples(spec) + (prediction.samples(spec) if "prediction" in spec.parts else 0.0)
         steps = round(passes * -(-task.n // spec.batch_size))
         overhead = 2.0  # scoring after every epoch, and the divergence
-        return Plan(sum(p.numel() for p in model.parameters()), {task.id: task.n}, self.stages(spec), steps, steps * second * overhead * spec.samples, batch)
+        return Plan(sum(p.numel() for p in model.parameters()), {task.id: task.n}, self.stages(spec), steps, steps * second * overhead * spec.draws, batch)
 
     def run(self, spec: BayesSpec, seed: int, keeper: Keeper) -> dict[str, Any]:
         """Every part."""
