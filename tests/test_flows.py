@@ -236,7 +236,7 @@ def test_a_guess_of_fixed_factors_is_the_divergence_of_mean_field():
 
 def test_the_guess_is_the_papers():
     guess = Auxiliary(shaken(CouplingFlows(4, 2)), 4).double()
-    z, mean, variance = torch.randn(4).double(), torch.randn(3, 4).double(), torch.rand(3, 4).double()
+    z, mean, variance = torch.randn(4).double(), torch.randn(3, 4).double(), 4 * torch.rand(3, 4).double()
 
     def by_hand(weight, rows=3):
         t = torch.tanh(guess.c @ weight.T)
@@ -249,6 +249,7 @@ def test_the_guess_is_the_papers():
     assert torch.allclose(guess(z, mean, torch.zeros_like(mean), kept), by_hand(mean[kept], 2))
     assert torch.isfinite(guess(z, mean, variance, torch.zeros(3, dtype=torch.bool)))
     with torch.no_grad():
+        guess.c.fill_(0.2)
         weights = mean + variance.sqrt() * torch.randn(2500, 3, 4).double()
         explicit = torch.stack([guess(z, weight, torch.zeros_like(mean)) for weight in weights])
         drawn = torch.stack([guess(z, mean, variance) for _ in range(2500)])

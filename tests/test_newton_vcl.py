@@ -206,6 +206,17 @@ def test_a_task_that_is_left_without_consolidating_leaves_no_trace(blobs, net):
     assert all(torch.equal(before[name], precision) for name, (_, precision) in method.posterior.items())
 
 
+def test_a_posterior_that_broke_is_no_prior(blobs, net):
+    model, method = net(), NewtonVCL()
+    guard = retain.attach(method, model, optimizer := method.optimizer(model, 0.1), blobs(1))
+    with optimizer.sampled():
+        (model(torch.randn(4, 4)).sum() * float("nan")).backward()
+    optimizer.step()
+    guard.consolidate()
+    with pytest.raises(InputError, match="prior of parameter 0: expected a finite"):
+        retain.attach(method, model, method.optimizer(model, 0.1), blobs(2))
+
+
 def test_a_rebuilt_model_is_noticed(blobs, net):
     model, method = net(), NewtonVCL()
     retain.attach(method, model, method.optimizer(model, 0.1), blobs(1)).consolidate()

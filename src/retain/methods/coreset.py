@@ -38,9 +38,9 @@ class CoresetVCL(VCL):
 
     Example:
         >>> from retain import learn, methods, models, tasks
-        >>> stream = tasks.split(tasks.digits(), 2, scenario="class")
+        >>> stream = tasks.permute(tasks.digits(), 3)
         >>> result = learn(models.MLP(64, 32, 10, seed=0), stream, methods.CoresetVCL(40, lr=0.01), epochs=20, lr=0.005)
-        >>> bool(result.accuracy[2, 0] > 0.5)
+        >>> bool(result.accuracy[3].min() > 0.75)  # without the coreset 0.74
         True
     """
 

@@ -98,7 +98,7 @@ class NewtonVCL(Method):
         self._tell(model)
 
     def before_step(self, model: nn.Module, optimizer: Optimizer) -> None:
-        """See which weights the data reach: those where a sum of squared gradients is above 0. It is kept in the optimiser's state."""
+        """See which weights the data reach: those where a sum of squared gradients is not 0. It is kept in the optimiser's state."""
         found = [(optimizer.state[p], p.grad) for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         gradients = [gradient for _, gradient in found]
         for state, gradient in found:
@@ -200,7 +200,7 @@ def _trains(optimizer: Optimizer | None, model: nn.Module) -> bool:
 
 def _reached(optimizer: Optimizer, p: nn.Parameter) -> Tensor:
     total: Tensor = optimizer.state[p].get("reached", torch.zeros_like(p))
-    return total > 0
+    return total != 0
 
 
 @contextmanager
