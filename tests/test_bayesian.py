@@ -607,6 +607,23 @@ def test_layers_made_on_their_own_are_those_of_torch():
             assert not own.weight.grad[1].any() and not own.weight_logvar.grad[1].any()
 
 
+def test_every_tensor_has_a_prior_of_its_own():
+    prior = GaussianPrior(0.1, 0.3)
+    layer = bayesian(nn.Linear(3, 2).double(), prior)
+    assert layer.prior("weight") is not layer.prior("bias") and layer.prior("bias").mean.dtype == torch.float64
+    assert prior.mean.dtype == torch.float32  # the one that was passed stays as it was
+
+
+def test_a_layer_that_is_the_whole_model_has_names_without_a_dot(blobs):
+    model, method = bayesian(nn.Linear(4, 3)), methods.VCL()
+    method.consolidate(model, blobs(1))
+    assert list(method.posterior) == ["weight", "bias"] and list(models.signal_to_noise(model)) == ["weight"]
+    assert int((models.prune(model, 0.5).weight == 0).sum()) == 6
+    with torch.no_grad():
+        model.weight[0, 0] = math.nan
+    assert broken(model) == "weight"
+
+
 def test_keep_by_name_and_by_type():
     net = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
     model = bayesian(net, keep=("*Norm*", "2"))

@@ -331,6 +331,9 @@ def test_a_converted_model_answers_as_it_did(flow):
     assert all(type(layer) is MultiplicativeLinear and layer.z_mean.dtype == torch.float64 for layer in layers.values()) and len(layers) == 2
     assert all(p.requires_grad for p in layers["layers.fc1"].parameters()) and not any(p.requires_grad for p in layers["layers.fc2"].parameters())
     assert set(dict(model.named_parameters())) <= set(dict(made.named_parameters()))
+    for layer in layers.values():
+        ours, guess = ({id(p) for p in module.parameters()} for module in (layer.flow("weight"), layer.auxiliary))
+        assert ours and guess and not ours & guess
     add_kl_gradient(made, 0.1)
     assert all(p.grad is not None for p in layers["layers.fc1"].parameters()) and all(p.grad is None for p in layers["layers.fc2"].parameters())
     steps = {"coupling": 2, "zuko": None}.get(flow, 3) if isinstance(flow, str) else 3

@@ -572,12 +572,12 @@ def test_forgotten_prepare_is_said(blobs, net):
         retain.attach(method, method.prepare(plain), optimizer, blobs(1))
 
 
-def test_prepare_leaves_what_is_bayesian_and_passes_its_settings_on(net):
-    method = VCL(GaussianPrior(std=0.2), logvar=-3, estimator="weights", num_flows=2, keep="0")
-    model = method.prepare(net())
-    assert method.prepare(model) is model and type(model[0]) is nn.Linear
+def test_prepare_leaves_what_is_bayesian_and_passes_its_settings_on():
+    method = VCL(GaussianPrior(std=0.2), logvar=-3, estimator="weights", num_flows=2, keep="LayerNorm")
+    model = method.prepare(nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 3)))
+    assert method.prepare(model) is model and type(model[1]) is nn.LayerNorm and list(bayesian_layers(model)) == ["0", "2"]
     layer = model[2]
-    assert layer.estimator == "weights" and len(layer.flows) == 2
+    assert layer.estimator == "weights" and list(layer.flows) == ["weight", "bias"] and layer.flow("bias").count == 2
     assert torch.allclose(layer.weight_logvar, torch.tensor(-3.0)) and float(layer.prior("bias").precision) == pytest.approx(25)
 
 

@@ -30,7 +30,7 @@ def signal_to_noise(model: nn.Module) -> dict[str, Tensor]:
     found = {}
     for name, layer in bayesian_layers(model).items():
         mean, logvar = layer.posterior["weight"]
-        found[f"{name}.weight"] = (mean.abs() * (-0.5 * logvar).exp()).detach()
+        found[f"{name}.weight".lstrip(".")] = (mean.abs() * (-0.5 * logvar).exp()).detach()
     return found
 
 

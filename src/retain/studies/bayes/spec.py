@@ -48,7 +48,7 @@ class BayesSpec(Spec):
     ewc_strength: float = Field(100.0, ge=0, allow_inf_nan=False, description="EWC's strength")
     epochs: PositiveInt = Field(12, description="digits: passes over each task")
     fractions: tuple[Share, ...] = Field((1.0, 0.1), min_length=1, description="digits: shares of the second task's images")
-    heads: tuple[Head, ...] = Field(("separate", "shared"), min_length=1, description="digits: ten outputs of which a task's five compete, or five for both")
+    heads: tuple[Head, ...] = Field(("separate",), min_length=1, description="digits: ten outputs of which a task's five compete, or five for both")
     arms: tuple[Arm, ...] = Field(("scratch", "weights", "posterior", "exact", "ewc"), min_length=1, description="digits: what is compared")
     chained: tuple[Chained, ...] = Field(("vcl", "ewc", "plain"), min_length=1, description="rotation, permuted, split: what is compared")
     chain_epochs: PositiveInt = Field(3, description="rotation, permuted, split: passes over each task")
@@ -75,7 +75,7 @@ class BayesSpec(Spec):
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "quick": {},
+    "quick": {"threads": 1},
     "digits": {
         "embedded": False,
         "validation": 5000,
@@ -85,6 +85,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "lr": 1e-3,
         "strength": 10.0,
         "fractions": (1.0, 0.5, 0.1),
+        "heads": ("separate", "shared"),
         "epochs": 20,
     },
     "split": {
