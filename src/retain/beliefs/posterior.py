@@ -40,8 +40,9 @@ def from_posterior(model: nn.Module, n: float, prior: float = 1e-6) -> Belief:
         if layer.flows:
             raise InputError(f"posterior of layer '{name}'", "a Gaussian", "one with flows")
         for part, (mean, logvar) in layer.posterior.items():
-            centre[f"{name}.{part}"] = mean.detach().clone()
-            precision[f"{name}.{part}"] = ((-logvar.detach()).exp() - prior).clamp_min(0.0) / n
+            full = f"{name}.{part}".lstrip(".")
+            centre[full] = mean.detach().clone()
+            precision[full] = ((-logvar.detach()).exp() - prior).clamp_min(0.0) / n
     return Belief(centre, Diagonal(precision), n, prior)
 
 
@@ -62,7 +63,7 @@ def as_prior(model: nn.Module, belief: Belief, *, start: bool = False) -> None:
     known = belief.precision.diagonal()
     for name, layer in bayesian_layers(model).items():
         for part, (mean, logvar) in layer.posterior.items():
-            full = f"{name}.{part}"
+            full = f"{name}.{part}".lstrip(".")
             if full not in known or belief.centre[full].shape != mean.shape:
                 found = f"shape {list(belief.centre[full].shape)}" if full in known else "none"
                 raise InputError(f"prior of '{full}'", f"a belief of shape {list(mean.shape)}", found, "Give both models the same architecture.")

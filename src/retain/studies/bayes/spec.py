@@ -75,7 +75,7 @@ class BayesSpec(Spec):
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "quick": {"threads": 1},
+    "quick": {"threads": 1, "seeds": 2},
     "digits": {
         "embedded": False,
         "validation": 5000,
