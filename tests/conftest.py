@@ -101,3 +101,22 @@ TINY = [
     for setting in ("hidden=[16]", "epochs=2", "strengths=[100]", "taus=[]", "factors=[]", "sample_sizes=[]", "norm_samples=50", "threads=1", "batch_size=128")
     for word in ("--set", setting)
 ]
+
+
+class Memory:
+    """A recorder that keeps the last point and breaks off at one."""
+
+    def __init__(self, after):
+        self.after, self.state = after, None
+
+    def event(self, kind, **fields):
+        pass
+
+    def save(self, state, *, final=False):
+        self.state = state()
+        self.after -= 1
+        if self.after == 0:
+            raise KeyboardInterrupt
+
+    def load(self):
+        return self.state

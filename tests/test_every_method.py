@@ -4,6 +4,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from conftest import Memory
 from torch import nn
 from torch.nn import functional as F
 
@@ -234,25 +235,6 @@ def test_golden(case, blobs, net):
     result = retain.learn(first.model, stream, method, after=first, epochs=4, batch_size=16, lr=0.02, optimizer="momentum")
     found = (result.average_accuracy, float((weights(result) - start).square().mean()))
     assert found == pytest.approx(GOLDEN[case], abs=1e-4)
-
-
-class Memory:
-    """A recorder that keeps the last point and breaks off at one."""
-
-    def __init__(self, after):
-        self.after, self.state = after, None
-
-    def event(self, kind, **fields):
-        pass
-
-    def save(self, state, *, final=False):
-        self.state = state()
-        self.after -= 1
-        if self.after == 0:
-            raise KeyboardInterrupt
-
-    def load(self):
-        return self.state
 
 
 @pytest.mark.parametrize("after", [2, 4, 5])

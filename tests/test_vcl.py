@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from conftest import Memory
 from torch import nn
 
 import retain
@@ -432,25 +433,6 @@ def test_without_a_divergence_training_is_maximum_likelihood_with_noise(blobs, n
         method = VCL(GaussianPrior(std=0.1), logvar=-40, weighting=weighting)
         noisy = retain.learn(net(), [blobs(1)], method, epochs=3, batch_size=16, lr=0.02).model
         assert same == all(torch.allclose(p, noisy.get_parameter(name), atol=1e-4) for name, p in plain.model.named_parameters())
-
-
-class Memory:
-    """A recorder that keeps the last point and breaks off at one."""
-
-    def __init__(self, after):
-        self.after, self.state = after, None
-
-    def event(self, kind, **fields):
-        pass
-
-    def save(self, state, *, final=False):
-        self.state = state()
-        self.after -= 1
-        if self.after == 0:
-            raise KeyboardInterrupt
-
-    def load(self):
-        return self.state
 
 
 @pytest.mark.parametrize("after", [1, 3, 5])

@@ -68,7 +68,7 @@ class Categorical(Likelihood):
         return pu - p * pu.sum(1, keepdim=True)
 
     def pool(self, outputs: Tensor) -> Tensor:
-        return F.log_softmax(outputs, -1).logsumexp(0) - math.log(len(outputs))
+        return mean_of_softmaxes(outputs)
 
     def check(self, outputs: Tensor, targets: Tensor, where: str = "the model") -> None:
         if outputs.ndim != 2:
@@ -94,3 +94,8 @@ class Categorical(Likelihood):
 
     def score(self, tally: Tensor) -> float:
         return float(tally[0] / tally[1])
+
+
+def mean_of_softmaxes(outputs: Tensor) -> Tensor:
+    """Logits ``[..., C]`` whose softmax is the mean of the softmaxes of ``[S, ..., C]``: logarithms of the mean probabilities."""
+    return F.log_softmax(outputs, -1).logsumexp(0) - math.log(len(outputs))

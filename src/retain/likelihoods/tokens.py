@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from retain.errors import InputError
 from retain.likelihoods.base import Likelihood
+from retain.likelihoods.categorical import mean_of_softmaxes
 
 
 class Tokens(Likelihood):
@@ -65,7 +64,7 @@ class Tokens(Likelihood):
         return (pu - p * pu.sum(-1, keepdim=True)) * (targets != self.ignore).unsqueeze(-1)
 
     def pool(self, outputs: Tensor) -> Tensor:
-        return F.log_softmax(outputs, -1).logsumexp(0) - math.log(len(outputs))
+        return mean_of_softmaxes(outputs)
 
     def check(self, outputs: Tensor, targets: Tensor, where: str = "the model") -> None:
         if outputs.ndim != 3 or targets.shape != outputs.shape[:2]:

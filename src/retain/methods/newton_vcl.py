@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from retain.curvature import IVON
 from retain.errors import InputError, RetainError, check_count, check_positive
 from retain.methods.base import Method
+from retain.methods.vcl import known
 from retain.models.parameters import evaluating, named_parameters
 from retain.tasks.batch import Batch, apply
 from retain.tasks.task import Task
@@ -155,11 +156,7 @@ class NewtonVCL(Method):
         """What was believed of a parameter before the task at hand."""
         if self.posterior is None:
             return torch.zeros_like(p), torch.full_like(p, self.prior_std**-2)
-        found = self.posterior.get(name)
-        if found is None or found[0].shape != p.shape:
-            what = "none" if found is None else f"shape {list(found[0].shape)}"
-            raise InputError(f"prior of '{name}'", f"a posterior of shape {list(p.shape)}", what, "Was the model rebuilt? Carry on with the one that learned.")
-        return found
+        return known(self.posterior, name, p)
 
     def _tell(self, model: nn.Module) -> None:
         """Prior and size of the task, to the optimiser; whichever of the two comes later calls this."""

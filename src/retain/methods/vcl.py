@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -141,7 +141,7 @@ class VCL(Method):
             return
         for name, layer in layers.items():
             for part in layer.random:
-                mean, logvar = self._learned(f"{name}.{part}".lstrip("."), layer.posterior[part][0])
+                mean, logvar = known(self.posterior, f"{name}.{part}".lstrip("."), layer.posterior[part][0])
                 if layer is head and self.seen is not None:
                     before, unseen = layer.prior(part).as_gaussian(), ~self.seen.to(mean.device)
                     mean, logvar = mean.clone(), logvar.clone()
@@ -240,15 +240,15 @@ class VCL(Method):
                 "Lower lr, or start at a smaller logvar."
             )
 
-    def _learned(self, name: str, like: Tensor) -> tuple[Tensor, Tensor]:
-        assert self.posterior is not None
-        found = self.posterior.get(name)
-        if found is None or found[0].shape != like.shape:
-            what = "none" if found is None else f"shape {list(found[0].shape)}"
-            raise InputError(
-                f"prior of '{name}'", f"a posterior of shape {list(like.shape)}", what, "Was the model rebuilt? Carry on with the one that learned."
-            )
-        return found
+
+def known(posterior: Mapping[str, tuple[Tensor, Tensor]], name: str, like: Tensor) -> tuple[Tensor, Tensor]:
+    """What a posterior says of a parameter; raises where it doesn't know it in this shape."""
+    found = posterior.get(name)
+    if found is None or found[0].shape != like.shape:
+        what = "none" if found is None else f"shape {list(found[0].shape)}"
+        hint = "Was the model rebuilt? Carry on with the one that learned."
+        raise InputError(f"prior of '{name}'", f"a posterior of shape {list(like.shape)}", what, hint)
+    return found
 
 
 def _gaussian(layer: BayesianLayer, part: str) -> tuple[Tensor, Tensor]:

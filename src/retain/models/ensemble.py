@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from retain.errors import InputError
+from retain.likelihoods.categorical import mean_of_softmaxes
 
 
 class Ensemble(nn.Module):
@@ -37,5 +36,4 @@ class Ensemble(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Logarithms of the mean probabilities, ``[B, C]``."""
-        answers = torch.stack([F.log_softmax(model(inputs), 1) for model in self.models])
-        return answers.logsumexp(0) - math.log(len(self.models))
+        return mean_of_softmaxes(torch.stack([model(inputs) for model in self.models]))

@@ -65,6 +65,13 @@ class Spec(BaseModel):
                 raise InputError(key, "a value in YAML", repr(text), str(error).splitlines()[0]) from error
         return type(self).parse({**self.model_dump(mode="json"), **values})
 
+    def check_once(self, *names: str) -> None:
+        """Raise if one of these settings, which are lists, names something twice."""
+        for name in names:
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise InputError(name, "every entry once", list(values))
+
     @classmethod
     def parse(cls, values: dict[str, Any]) -> Self:
         """A spec from plain values.

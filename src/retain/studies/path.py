@@ -65,10 +65,7 @@ class PathStudy(Study):
     def check(self, spec: PathSpec) -> None:
         """Load the data and build the models."""
         choose_device(spec.device)
-        for name in ("arms", "K", "budgets", "multiples", "pairs", "long"):
-            values = getattr(spec, name)
-            if len(set(values)) < len(values):
-                raise InputError(name, "every entry once", list(values))
+        spec.check_once("arms", "K", "budgets", "multiples", "pairs", "long")
         if spec.q_start == 0 and any(arm.startswith(("optimal", "natural")) for arm in (*spec.arms, *spec.long)):
             raise InputError("q_start", "above 0 with optimal arms", 0, "Pass --set q_start=0.01.")
         task, dense = _task(spec, 0), _dense(spec, 0)

@@ -74,6 +74,15 @@ class BayesSpec(Spec):
     cuts: tuple[Cut, ...] = Field((0.0, 0.5, 0.75, 0.9, 0.95, 0.98), description="prediction: shares of the weights pruned by signal to noise")
 
 
+_STREAM: dict[str, Any] = {
+    "embedded": False,
+    "validation": 5000,
+    "batch_size": 128,
+    "lr": 1e-3,
+    "strength": 10.0,
+    "chain_hidden": (100, 100),
+    "score_every": 10,
+}
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": {"threads": 1, "seeds": 2},
     "digits": {
@@ -89,39 +98,24 @@ PRESETS: dict[str, dict[str, Any]] = {
         "epochs": 20,
     },
     "split": {
-        "embedded": False,
-        "validation": 5000,
+        **_STREAM,
         "parts": ("split",),
-        "batch_size": 128,
-        "lr": 1e-3,
         "strength": 100.0,
-        "chain_hidden": (100, 100),
         "chained": ("vcl", "exact", "coreset", "ewc", "plain"),
         "chain_epochs": 20,
-        "score_every": 10,
     },
     "rotation": {
-        "embedded": False,
-        "validation": 5000,
+        **_STREAM,
         "parts": ("rotation",),
-        "batch_size": 128,
-        "lr": 1e-3,
-        "strength": 10.0,
-        "chain_hidden": (100, 100),
         "chained": ("vcl", "exact", "ewc", "plain"),
         "chain_epochs": 10,
-        "score_every": 10,
     },
     "permuted": {
-        "embedded": False,
-        "validation": 5000,
+        **_STREAM,
         "parts": ("permuted",),
-        "batch_size": 128,
         "optimizer": "momentum",
         "lr": 0.1,
         "pace": 1000.0,
-        "strength": 10.0,
-        "chain_hidden": (100, 100),
         "chained": ("vcl", "coreset", "ewc", "plain"),
         "chain_epochs": 5,
         "score_every": 5,

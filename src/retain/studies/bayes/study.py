@@ -63,10 +63,7 @@ class BayesStudy(Study):
         choose_device(spec.device)
         if spec.start is not None:
             raise InputError("--from", "a study that starts from a stored model", "bayes", "It trains its first tasks itself.")
-        for name in ("parts", "fractions", "heads", "arms", "chained", "angles", "schemes", "flows", "nets", "cuts"):
-            values = getattr(spec, name)
-            if len(set(values)) < len(values):
-                raise InputError(name, "every entry once", list(values))
+        spec.check_once("parts", "fractions", "heads", "arms", "chained", "angles", "schemes", "flows", "nets", "cuts")
         for name in ("schemes", "flows"):
             if name in spec.parts and not getattr(spec, name):
                 raise InputError(name, f"at least one, since the part '{name}' is to run", "none")
