@@ -180,7 +180,8 @@ def load(folder: str | Path, model: nn.Module) -> tuple[dict[str, Any], Belief |
         raise InputError("folder", f"a safetensors file at {path}", f"something else ({error})") from error
     model = unwrap(model)
     own = model.state_dict()
-    for name in {**own, **weights}:
+    replaced = _replaced(model, weights)
+    for name in (name for name in {**own, **weights} if not name.startswith(replaced)):
         here, there = (tuple(found[name].shape) if name in found else None for found in (own, weights))
         if here != there:
             raise InputError(
@@ -198,3 +199,9 @@ def load(folder: str | Path, model: nn.Module) -> tuple[dict[str, Any], Belief |
     model.load_state_dict(weights)  # last: a damaged folder leaves the model as it was
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     return spec, None if belief is None else belief.to(device)
+
+
+def _replaced(model: nn.Module, stored: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """What the state's names start with where a module takes over whatever was stored: a prior that has become another one since."""
+    found = (f"{name}.{part}".lstrip(".") for name, module in model.named_modules() for part in getattr(module, "replaced_on_load", ()))
+    return tuple(start for start in found if any(name.startswith(start) for name in stored))

@@ -48,6 +48,7 @@ class BayesianLayer(nn.Module):
 
     priors: nn.ModuleDict
     flows: nn.ModuleDict
+    replaced_on_load: tuple[str, ...] = ("priors.",)
 
     def __init__(self, source: nn.Module, logvar: float = -10.0, prior: Prior | None = None, estimator: Estimator = "local", num_flows: int = 0) -> None:
         super().__init__()
