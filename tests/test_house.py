@@ -29,6 +29,7 @@ LAYERS = [
     "methods",
     "training",
     "paths",
+    "plasticity",
     "studies",
     "runs",
     "report",

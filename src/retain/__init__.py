@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-_MODULES = ("beliefs", "curvature", "figures", "likelihoods", "methods", "metrics", "models", "paths", "runs", "studies", "tasks", "training")
+_MODULES = ("beliefs", "curvature", "figures", "likelihoods", "methods", "metrics", "models", "paths", "plasticity", "runs", "studies", "tasks", "training")
 _NAMES = {
     "Belief": "beliefs",
     "Result": "training",
@@ -19,8 +19,10 @@ _NAMES = {
     "evaluate": "training",
     "fisher": "curvature",
     "learn": "training",
+    "learn_online": "plasticity",
     "load": "training",
     "measure": "training",
+    "meta_learn": "plasticity",
     "predict": "training",
     "save": "training",
     "traverse": "paths",
@@ -37,13 +39,16 @@ __all__ = [
     "figures",
     "fisher",
     "learn",
+    "learn_online",
     "likelihoods",
     "load",
     "measure",
+    "meta_learn",
     "methods",
     "metrics",
     "models",
     "paths",
+    "plasticity",
     "predict",
     "runs",
     "save",
@@ -54,10 +59,11 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from retain import beliefs, curvature, figures, likelihoods, methods, metrics, models, paths, runs, studies, tasks, training
+    from retain import beliefs, curvature, figures, likelihoods, methods, metrics, models, paths, plasticity, runs, studies, tasks, training
     from retain.beliefs import Belief
     from retain.curvature import fisher
     from retain.paths import traverse
+    from retain.plasticity import learn_online, meta_learn
     from retain.tasks import Task
     from retain.training import Result, attach, evaluate, learn, load, measure, predict, save
 

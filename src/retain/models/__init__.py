@@ -1,5 +1,6 @@
 """What learns. Any ``nn.Module`` works; these are the ones that the studies use."""
 
+from retain.models.assembly import Activity, Assembly, FeedForwardAssembly, RecurrentAssembly, kcap
 from retain.models.bayesian import (
     BayesianConv1d,
     BayesianConv2d,
@@ -31,6 +32,8 @@ from retain.models.sparse import ActiveLinear, calibrate, skip_inactive, sparsif
 __all__ = [
     "MLP",
     "ActiveLinear",
+    "Activity",
+    "Assembly",
     "BayesianConv1d",
     "BayesianConv2d",
     "BayesianEmbedding",
@@ -38,12 +41,14 @@ __all__ = [
     "Conv",
     "CouplingFlows",
     "Ensemble",
+    "FeedForwardAssembly",
     "Flow",
     "Gate",
     "GaussianPrior",
     "Mixture",
     "MultiplicativeLinear",
     "PlanarFlows",
+    "RecurrentAssembly",
     "ResNet",
     "ScaleMixture",
     "SoftmaxThreshold",
@@ -52,6 +57,7 @@ __all__ = [
     "bayesian",
     "calibrate",
     "copy",
+    "kcap",
     "kl",
     "named_parameters",
     "prune",

@@ -8,10 +8,11 @@ from retain.tasks.batch import Batch, apply
 from retain.tasks.data import Data, LoaderData, TensorData
 from retain.tasks.sources import arrays, digits, fashion_mnist, mnist
 from retain.tasks.stream import Stream, as_stream, sequence, split, union
+from retain.tasks.synthetic import halfspace, relu_network, teacher
 from retain.tasks.task import Task, as_task
 from retain.tasks.transforms import permute, rotate
 
-SOURCES = {"mnist": mnist, "fashion_mnist": fashion_mnist, "digits": digits, "arrays": arrays}
+SOURCES = {"mnist": mnist, "fashion_mnist": fashion_mnist, "digits": digits, "arrays": arrays, "halfspace": halfspace, "relu_network": relu_network}
 
 __all__ = [
     "SOURCES",
@@ -27,10 +28,13 @@ __all__ = [
     "as_task",
     "digits",
     "fashion_mnist",
+    "halfspace",
     "mnist",
     "permute",
+    "relu_network",
     "rotate",
     "sequence",
     "split",
+    "teacher",
     "union",
 ]

@@ -135,6 +135,10 @@ class BayesianLayer(nn.Module):
         log_q: Tensor = -0.5 * (logvar + noise.square() + math.log(2 * math.pi)).sum() - logdet
         return log_q - self.prior(name).log_density(weight).sum()
 
+    def counted(self, units: Tensor | None) -> Tensor | None:
+        """Of the output units that are asked for (``None``: all) those that have a divergence."""
+        return units
+
     def variance(self, name: str, *, after_forward: bool = False) -> Tensor:
         r""":math:`\sigma^2` of a tensor, without gradients.
 

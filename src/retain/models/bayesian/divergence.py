@@ -48,7 +48,7 @@ def kl_by_layer(model: nn.Module | Mapping[str, BayesianLayer], *, strength: flo
     for name, layer in bayesian_layers(model).items():
         total = torch.zeros((), device=layer.posterior["weight"][0].device)
         for part in layer.random:
-            total = total + layer.divergence(part, strength, None if rows is None else rows.get(layer))
+            total = total + layer.divergence(part, strength, _units(layer, rows))
         found[name] = total
     return found
 
@@ -66,7 +66,7 @@ def add_kl_gradient(
         after_forward: The parameters haven't changed since the last random forward pass, as before an optimiser's step: saves time.
     """
     for layer in bayesian_layers(model).values():
-        units = None if rows is None else rows.get(layer)
+        units = _units(layer, rows)
         for part, (mean, logvar) in layer.posterior.items():
             trained = [p for p in (mean, logvar) if p.requires_grad]
             if part in layer.flows:
@@ -90,6 +90,10 @@ def add_kl_gradient(
                     if parameter.requires_grad:
                         assert parameter.grad is not None and gradient is not None
                         parameter.grad.add_(only(gradient, units))
+
+
+def _units(layer: BayesianLayer, rows: Rows | None) -> Tensor | None:
+    return layer.counted(None if rows is None else rows.get(layer))
 
 
 def broken(model: nn.Module | Mapping[str, BayesianLayer]) -> str | None:

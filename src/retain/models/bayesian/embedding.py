@@ -15,12 +15,13 @@ from retain.models.bayesian.base import BayesianLayer, _signs
 class BayesianEmbedding(BayesianLayer):
     """A table ``[V, D]`` of Gaussian entries, looked up by whole numbers; see :class:`BayesianLayer`.
 
-    Under ``local`` a row that is looked up twice is drawn twice. The row of ``padding_idx`` counts like any other in the divergence.
+    Under ``local`` a row that is looked up twice is drawn twice. The row of ``padding_idx`` is not learned: without
+    flows it is left out of the divergence too, which would widen what pads to the prior, and stays as it was.
 
     Args:
         num_embeddings: V.
         embedding_dim: D.
-        padding_idx: A row without gradients from the data.
+        padding_idx: A row without gradients.
         **settings: ``logvar``, ``prior``, ``estimator`` and ``num_flows``, as for :class:`BayesianLayer`.
 
     Example:
@@ -40,6 +41,15 @@ class BayesianEmbedding(BayesianLayer):
         if source.max_norm is not None or source.sparse or source.scale_grad_by_freq:
             raise InputError("embedding", "one without max_norm, sparse and scale_grad_by_freq", repr(source), "Make it without, or leave it out with keep=.")
         self.num_embeddings, self.embedding_dim, self.padding_idx = source.num_embeddings, source.embedding_dim, source.padding_idx
+
+    def counted(self, units: Tensor | None) -> Tensor | None:
+        """All rows but that of ``padding_idx``."""
+        if self.padding_idx is None:
+            return units
+        mean = self.posterior["weight"][0]
+        rows = torch.ones(len(mean), dtype=torch.bool, device=mean.device) if units is None else units.clone()
+        rows[self.padding_idx] = False
+        return rows
 
     def map(self, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The rows."""

@@ -61,7 +61,7 @@ class GaussianPrior(Prior):
     def __init__(self, mean: float | Tensor = 0.0, std: float = 1.0, *, precision: Tensor | None = None) -> None:
         super().__init__()
         if precision is None:
-            precision = torch.tensor(check_positive("std", std) ** -2)
+            precision = torch.tensor(_width("std", std) ** -2)
         elif not bool(torch.isfinite(precision).all()) or not bool((precision > 0).all()):
             raise InputError("precision", "finite values above 0", f"values from {float(precision.min()):g} to {float(precision.max()):g}")
         centre = torch.as_tensor(mean, dtype=precision.dtype)
@@ -135,7 +135,7 @@ class ScaleMixture(Prior):
         super().__init__()
         if not 0 < pi < 1:
             raise InputError("pi", "a number strictly between 0 and 1", pi, "For a single Gaussian pass GaussianPrior(std=...).")
-        for name, value in (("pi", pi), ("sigma1", check_positive("sigma1", sigma1)), ("sigma2", check_positive("sigma2", sigma2))):
+        for name, value in (("pi", pi), ("sigma1", _width("sigma1", sigma1)), ("sigma2", _width("sigma2", sigma2))):
             self.register_buffer(name, torch.tensor(float(value)))
 
     def log_density(self, weight: Tensor) -> Tensor:
@@ -179,6 +179,12 @@ def prior_from_state(state: Mapping[str, Tensor]) -> Prior:
     if "sigma1" in state:
         return ScaleMixture()
     return GaussianPrior(torch.zeros_like(state["mean"]), precision=torch.ones_like(state["precision"]))
+
+
+def _width(name: str, value: float) -> float:
+    if not 1e-15 <= check_positive(name, value) <= 1e15:
+        raise InputError(name, "a width between 1e-15 and 1e15, whose square 32 bits can hold", value)
+    return float(value)
 
 
 def _only_one(strength: float) -> None:
