@@ -121,7 +121,7 @@ def _lines(spec: Lines) -> Drawing:
         if spec.x_log:
             ax.set_xscale("log")
         else:
-            ax.xaxis.set_major_locator(MaxNLocator(integer=True))  # epochs
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))  # epochs and percentages
         if spec.y_log:
             ax.set_yscale("log")
     axes[0].set_ylabel(spec.y_label)
@@ -187,6 +187,7 @@ def _bars(spec: Bars) -> Drawing:
         for i, (name, heights) in enumerate(bars.items()):
             ax.bar([g + (i - (len(bars) - 1) / 2) * width for g in range(len(spec.groups))], heights, width, label=name, color=PALETTE[i])
         ax.set_xticks(range(len(spec.groups)), spec.groups)
+        ax.set_xlabel(spec.x_label)
         ax.grid(visible=False, axis="x")
         ax.set_title(title, fontsize=10)
         if spec.y_log:

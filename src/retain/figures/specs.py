@@ -150,12 +150,14 @@ class Bars(Figure):
         groups: Names of the groups.
         panels: Heights by panel, by bar name; one number a group.
         y_log: Logarithmic vertical axis.
+        x_label: Horizontal axis.
     """
 
     y_label: str
     groups: list[str]
     panels: dict[str, dict[str, list[float]]]
     y_log: bool = False
+    x_label: str = ""
 
 
 @dataclass

@@ -25,11 +25,13 @@ SCHEMES = {
     "per-sample": "KL / N: the bound",
     "blundell": "Blundell's",
     "warm-up": "warm-up",
-    "none": "none",
+    "none": "none: the likelihood alone",
     "over-batches": "1 / M on a batch's mean (the notebook's)",
 }
 NETS = {"plain": "plain network", "gaussian": "Bayesian, Gaussian prior", "mixture": "Bayesian, scale mixture", "ensemble": "deep ensemble"}
+COLORS = {"vcl": 2, "exact": 3, "coreset": 5, "ewc": 4, "plain": 6}  # in streams, with those of the same method among the arms
 STREAMS = {"rotation": "Rotated digits", "permuted": "Permuted pixels", "split": "Pairs of digits"}
+WHICH = {"rotation": "", "permuted": "", "split": "; 1 is the pair 0 and 1, 2 the pair 2 and 3, and so on"}
 
 
 def _entry(result: dict[str, Any], part: str, **which: Any) -> dict[str, Any]:
@@ -84,15 +86,23 @@ def sentence(spec: BayesSpec, results: Results) -> str:
     for part in spec.parts:
         if part in STREAMS:
             ends = [f"{CHAINED[name]} {_of(results, part, _average, method=name).percent()} %" for name in spec.chained]
-            parts.append(f"{STREAMS[part]}, {len(results[0][part][0]['tasks'])} tasks: {', '.join(ends)}")
+            parts.append(f"{STREAMS[part]}, {_count(len(results[0][part][0]['tasks']), 'task')}: {', '.join(ends)}")
         elif part == "prediction":
             ends = [f"{NETS[name]} {_of(results, part, _error, net=name).percent(2)} %" for name in spec.nets]
             parts.append(f"Test error: {', '.join(ends)}")
     return f"{'; '.join(parts) or 'How the divergence is weighed'} ({_seeds(results)})."
 
 
+def _count(n: int, word: str) -> str:
+    return f"{n} {word}{'' if n == 1 else 's'}"
+
+
 def _seeds(results: Results) -> str:
-    return f"{len(results)} seed{'s' if len(results) > 1 else ''}"
+    return _count(len(results), "seed")
+
+
+def _bands(results: Results) -> str:
+    return f"Bands are one standard error over {_seeds(results)}." if len(results) > 1 else "One seed."
 
 
 def _average(entry: dict[str, Any]) -> float:
@@ -136,8 +146,8 @@ def _digits(spec: BayesSpec, results: Results, part: str) -> Shown:
                 kept = "" if arm == "scratch" else of(_end(0)).percent()
                 held = of(lambda e: e["validation_rows"][-1][1]).percent()
                 cells = [of(_end(1)).percent(), held, kept, of(_before).percent(), of(first_epoch).percent(), _plain(steps), nats]
-                rows.append([f"{ARMS[arm]}, {100 * fraction:g} %", *cells])
-        columns = ["", "5-9, %", "validation", "0-4 kept, %", "before", "epoch 1", "to 95 %", "moved, nats"]
+                rows.append([f"{ARMS[arm]}, {100 * fraction:g}\u00a0%", *cells])
+        columns = ["", "5-9, %", "validation, %", "0-4 kept, %", "before, %", "epoch 1, %", "epochs to 95 %", "moved, nats"]
         note = (
             "By share of the images of 5-9. Test accuracy on 5-9 at the end, on its validation images, and of 0-4, asked again without training; 5-9 before "
             "training (the jump-start) and after one epoch; epochs to 95 % of the arm's own final accuracy; nats from the old posterior to the new. "
@@ -156,7 +166,7 @@ def _digits(spec: BayesSpec, results: Results, part: str) -> Shown:
                     "test accuracy, %",
                     panels=panels,
                     id=f"{head}-{'new' if task else 'old'}",
-                    caption="Epoch 0 is before training. During training the means of the weights answer. Bands are one standard error over seeds.",
+                    caption=f"Epoch 0 is before training. During training the means of the weights answer. {_bands(results)}",
                 )
             )
     return tables, figures
@@ -176,7 +186,7 @@ def _series(name: str, x: list[float], columns: Sequence[Sequence[float]], color
 
 
 def _chain(spec: BayesSpec, results: Results, part: str) -> Shown:
-    names = [name.partition("-")[2] or name for name in results[0][part][0]["tasks"]]
+    names = [(name.partition("-")[2] or name) + ("°" if part == "rotation" else "") for name in results[0][part][0]["tasks"]]
     rows = []
     for name in spec.chained:
         cells = [_of(results, part, _final(j), method=name).percent() for j in (range(len(names)) if len(names) <= 5 else (0, -1))]
@@ -184,12 +194,12 @@ def _chain(spec: BayesSpec, results: Results, part: str) -> Shown:
         held = _of(results, part, lambda e: math.fsum(e["validation_rows"][-1]) / len(names), method=name).percent()
         rows.append([CHAINED[name], _of(results, part, _average, method=name).percent(2 if part == "split" else 1), held, back, *cells])
     shown = names if len(names) <= 5 else [names[0], names[-1]]
-    seeds = len(results)
+    seeds, size = len(results), f"hidden layers {list(spec.chain_hidden)}, {_count(spec.chain_epochs, 'epoch')} a task"
     table = Table(
-        f"{STREAMS[part]}: {len(names)} tasks one after the other",
-        ["", "average, %", "(validation)", "backward transfer", *shown],
+        f"{STREAMS[part]}: {_count(len(names), 'task')} one after the other",
+        ["", "average, %", "(validation)", "backward transfer, points", *(f"{n}, %" for n in shown)],
         rows,
-        f"Test accuracy after the last task, {_seeds(results)}; hidden layers {list(spec.chain_hidden)}, {spec.chain_epochs} epochs a task.",
+        f"Test accuracy after the last task{WHICH[part]}; {_seeds(results)}, {size}. VCL: beta {spec.beta:g}, strength {spec.strength:g}; untempered: 1 and 1.",
     )
     mean = {
         CHAINED[name]: [
@@ -202,7 +212,7 @@ def _chain(spec: BayesSpec, results: Results, part: str) -> Shown:
             CHAINED[name],
             [float(i) for i in range(1, len(names) + 1)],
             [[math.fsum(_entry(r, part, method=name)["rows"][i][:i]) / i for r in results] for i in range(1, len(names) + 1)],
-            list(CHAINED).index(name),
+            COLORS[name],
         )
         for name in spec.chained
     ]
@@ -212,7 +222,7 @@ def _chain(spec: BayesSpec, results: Results, part: str) -> Shown:
         "test accuracy, %",
         course,
         id=part,
-        caption="Bands are one standard error over seeds.",
+        caption=_bands(results),
     )
     if len(names) > 5:
         return [table], [lines]
@@ -222,7 +232,7 @@ def _chain(spec: BayesSpec, results: Results, part: str) -> Shown:
         names,
         ["before", *(f"after {n}" for n in names)],
         id=f"{part}-matrix",
-        caption="Row i, column j: task j after i.",
+        caption=f"Test accuracy on the column's task after the row's was learned, mean of {_seeds(results)}{WHICH[part]}.",
     )
     return [table], [lines, matrix]
 
@@ -231,27 +241,32 @@ def _schemes(spec: BayesSpec, results: Results, part: str) -> Shown:
     def course(entry: dict[str, Any], key: str) -> list[float]:
         return [epoch[key] if key == "kl" else next(iter(epoch[key].values())) for epoch in entry["history"]]
 
-    kind, titles = ("scheme", SCHEMES) if part == "schemes" else ("flows", {count: f"{count} flows" for count in spec.flows})
+    kind, titles = ("scheme", SCHEMES) if part == "schemes" else ("flows", {count: _count(count, "flow") for count in spec.flows})
     chosen: Sequence[Any] = spec.schemes if part == "schemes" else spec.flows
     rows = []
     for value in chosen:
         end = {key: estimate(course(_entry(r, part, **{kind: value}), key)[-1] for r in results) for key in ("accuracy", "validation", "nll", "kl")}
-        weight = [_plain(_of(results, part, lambda e: e["weight"], **{kind: value}), 2)] if part == "schemes" else []
+        weight = [f"{_entry(results[0], part, scheme=value)['weight']:.2f}"] if part == "schemes" else []  # the same in every seed
         worst = _of(results, part, lambda e: min(course(e, "accuracy")[len(e["history"]) // 2 :]), **{kind: value})
         rows.append([titles[value], *weight, end["accuracy"].percent(), end["validation"].percent(), worst.percent(), _plain(end["nll"], 3), _nats(end["kl"])])
-    columns = ["", *(["mean factor of KL / N"] if part == "schemes" else []), "test, %", "(validation)", "lowest since half, %", "nll, nats", "KL, nats"]
+    factor = ["mean factor of KL / N"] if part == "schemes" else []
+    columns = ["", *factor, "test, %", "(validation)", "lowest since half, %", "nll, nats", "KL, nats"]
     title = "How the divergence is weighed: ten digits" if part == "schemes" else "Planar flows on the weights: ten digits"
-    note = "beta 1. " + ("" if part == "schemes" else "All draw the weights themselves, one draw a batch; the log-determinant is counted once a tensor. ")
-    table = Table(title, columns, rows, note + f"{spec.single_epochs} epochs, hidden layers {list(spec.hidden if part == 'schemes' else spec.flow_hidden)}.")
+    note = "M: batches a pass; a mean factor of 1 is the bound. " if factor else "Weights are drawn once a batch; a log-determinant counts once a tensor. "
+    size = f"{_count(spec.single_epochs, 'epoch')}, hidden layers {list(spec.hidden if part == 'schemes' else spec.flow_hidden)}, beta 1. "
+    more = "'Lowest since half': in the second half of the epochs. nll: of a test image. KL: of the posterior from the prior, all weights together."
+    table = Table(title, columns, rows, note + size + more)
     x = [float(i) for i in range(1, spec.single_epochs + 1)]
     figures: list[Figure] = []
-    for key, heading, scale in (("accuracy", "test accuracy, %", 100.0), ("kl", "divergence from the prior, thousand nats", 1e-3)):
+    for key, heading in (("accuracy", "test accuracy, %"), ("kl", "divergence from the prior, nats")):
+        scale = 100.0 if key == "accuracy" else 1.0
         lines = [
             _series(titles[value], x, list(zip(*(course(_entry(r, part, **{kind: value}), key) for r in results), strict=True)), i, scale)
             for i, value in enumerate(chosen)
         ]
-        caption = "Bands are one standard error over seeds."
-        figures.append(Lines(title if key == "accuracy" else f"{title}, divergence", "epoch", heading, lines, id=f"{part}-{key}", caption=caption))
+        name = title if key == "accuracy" else f"{title}, divergence"
+        log = key == "kl" and part == "schemes"  # the schemes' lie orders of magnitude apart
+        figures.append(Lines(name, "epoch", heading, lines, y_log=log, id=f"{part}-{key}", caption=_bands(results)))
     return [table], figures
 
 
@@ -292,7 +307,8 @@ def _prediction(spec: BayesSpec, results: Results, part: str) -> Shown:
         "epistemic: digits / clothes",
     ]
     note = (
-        f"{spec.answers} draws of the weights, or {spec.members} members. ECE: expected calibration error, 15 bins. AUROC: how often clothing has the "
+        f"{_count(spec.answers, 'draw')} of the weights, or {_count(spec.members, 'member')}. "
+        "ECE: expected calibration error, 15 bins. AUROC: how often clothing has the "
         "larger entropy (total) or mutual information (epistemic) than a digit. Entropies in nats."
     )
     tables = [Table("What the answers are worth: ten digits", columns, rows, note)]
@@ -315,25 +331,30 @@ def _prediction(spec: BayesSpec, results: Results, part: str) -> Shown:
     ]
     if spec.nets:
         top = math.log(10)
-        edges = [f"{top * i / 5:.2f}" for i in range(5)]
+        edges = [f"{top * i / 5:.2f}-{top * (i + 1) / 5:.2f}" for i in range(5)]
         panels: dict[str, dict[str, list[float]]] = {"digits": {}, "clothes": {}}
         for name in spec.nets:
             stacks = [_entry(r, part, net=name)["histogram"] for r in results]
             for i, panel in enumerate(panels.values()):
-                panel[NETS[name]] = [math.fsum(stack[i][5 * b + k] for stack in stacks for k in range(5)) / seeds for b in range(5)]
-        caption = "Groups begin at the entropy written below them, in nats; ln 10 = 2.30."
-        figures.append(Bars("Entropy of the answers", "share of the images", edges, panels, id="entropy", caption=caption))
+                panel[NETS[name]] = [100 * math.fsum(stack[i][5 * b + k] for stack in stacks for k in range(5)) / seeds for b in range(5)]
+        caption = f"Test images of MNIST (digits) and Fashion-MNIST (clothes) by the entropy of their answers, at most ln 10 = 2.30; {_seeds(results)}."
+        figures.append(Bars("Entropy of the answers", "images, %", edges, panels, x_label="entropy, nats", id="entropy", caption=caption))
     cut = [name for name in spec.nets if results[0][part][spec.nets.index(name)]["pruned"]]
     if cut and spec.cuts:
         lines, cells = [], []
-        for i, name in enumerate(cut):
+        for name in cut:
             columns_ = [[1 - _entry(r, part, net=name)["pruned"][k][1] for r in results] for k in range(len(spec.cuts))]
-            lines.append(_series(NETS[name], [100 * c for c in spec.cuts], columns_, i))
+            lines.append(_series(NETS[name], [100 * c for c in spec.cuts], columns_, spec.nets.index(name)))
             cells.append([NETS[name], *(estimate(values).percent(2) for values in columns_)])
         tables.append(Table("Test error after pruning by signal to noise, %", ["weights removed", *(f"{100 * c:g} %" for c in spec.cuts)], cells))
         figures.append(
             Lines(
-                "Pruning by signal to noise", "weights removed, %", "test error, %", lines, id="pruning", caption="One threshold for all layers; biases stay."
+                "Pruning by signal to noise",
+                "weights removed, %",
+                "test error, %",
+                lines,
+                id="pruning",
+                caption=f"One threshold for all layers; biases stay. {_bands(results)}",
             )
         )
     return tables, figures
