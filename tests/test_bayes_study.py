@@ -88,6 +88,20 @@ def test_page(run):
     assert text.count("<svg") >= 14
 
 
+def test_a_method_has_one_colour_in_all_figures(run):
+    study = find("bayes")
+    figures = {figure.id: figure for figure in study.summarise(study.spec("quick", SMALL), run.results()).figures}
+    colours = lambda series: {one.name: one.color for one in series}  # noqa: E731
+    arms = colours(next(iter(figures["separate-new"].panels.values())))
+    streams, nets, cut = (colours(figures[name].series) for name in ("rotation", "reliability", "pruning"))
+    assert streams["EWC"] == arms["EWC"] and streams["VCL"] == arms["posterior as prior"]
+    assert len(cut) == 2 and all(nets[name] == colour for name, colour in cut.items())
+    assert list(nets)[1:] == list(figures["entropy"].panels["digits"]) and list(nets.values())[1:] == list(range(len(nets) - 1))  # bars are coloured in order
+    for heights in figures["entropy"].panels.values():
+        assert all(sum(bars) == pytest.approx(100) for bars in heights.values())
+    assert figures["rotation-matrix"].x_labels == ["0°", "30°"]
+
+
 def test_a_run_that_was_broken_off_goes_on_with_the_same_bits(run, tmp_path):
     study = find("bayes")
     spec = study.spec("quick", SMALL)
@@ -130,7 +144,14 @@ def test_schemes_by_name():
     ("setting", "words"),
     [
         ("arms=[scratch,scratch]", "every entry once"),
-        ("flows=[-1]", "at least 0"),
+        ("flows=[-1]", "flows.0: expected greater than or equal to 0"),
+        ("heads=[]", "heads: expected at least 1 item, "),
+        ("hidden=64", r"expected a list in brackets, found 64. Write hidden=\[64\]"),
+        ("beta=.inf", "beta: expected a finite number"),
+        ("prior_std=1e-300", "prior_std"),
+        ("sigma1=1e300", "sigma1"),
+        ("logvar=1000", "logvar"),
+        ("validation=9901", "at least 100 training images left, found 99 left of 10000"),
         ("fractions=[0]", "fractions"),
         ("parts=[]", "parts"),
         ("schemes=[]", "schemes"),

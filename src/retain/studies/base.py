@@ -21,7 +21,7 @@ from retain.training.recorder import Recorder
 class Spec(BaseModel):
     """A study's settings. Frozen, and a key that does not exist is refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
     preset: str = Field("quick", description="the preset that the settings started from")
     seeds: int = Field(3, ge=1, description="repetitions, seeds 0 to N-1")
@@ -91,7 +91,9 @@ class Spec(BaseModel):
             first = error.errors()[0]
             place = ".".join(map(str, first["loc"])) or "spec"
             hint = nearest(place, cls.model_fields) if first["type"] == "extra_forbidden" else ""
-            expected = first["msg"].removeprefix("Input should be ")
+            expected = first["msg"].removeprefix("Input should be ").removeprefix("Tuple should have ").replace(" after validation", "")
+            if first["type"] == "tuple_type":
+                expected, hint = "a list in brackets", f"Write {place}=[{first['input']}]."
             raise InputError(place, expected, shorten(repr(first["input"]), 80), hint) from error
 
 

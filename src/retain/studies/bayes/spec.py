@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from retain.studies.base import Spec
 
@@ -14,6 +14,7 @@ Head = Literal["separate", "shared"]
 Chained = Literal["vcl", "exact", "coreset", "ewc", "plain"]
 Scheme = Literal["per-sample", "blundell", "warm-up", "none", "over-batches"]
 Net = Literal["plain", "gaussian", "mixture", "ensemble"]
+Width = Annotated[float, Field(ge=1e-15, le=1e15)]  # its square fits into 32 bits
 Share = Annotated[float, Field(gt=0, le=1)]
 Cut = Annotated[float, Field(ge=0, lt=1)]
 Angle = Annotated[float, Field(ge=-360, le=360)]
@@ -35,17 +36,15 @@ class BayesSpec(Spec):
     optimizer: Literal["adam", "momentum"] = Field("adam", description="optimiser of the Bayesian networks; momentum is SGD with momentum 0.9")
     lr: PositiveFloat = Field(5e-3, description="its learning rate")
     schedule: Literal["constant", "cosine"] = Field("cosine", description="course of the learning rate within a task")
-    prior_std: PositiveFloat = Field(0.3, description="width of the first prior")
-    logvar: float = Field(-8.0, allow_inf_nan=False, description="initial log-variance of the posterior")
+    prior_std: Width = Field(0.3, description="width of the first prior")
+    logvar: float = Field(-8.0, ge=-60, le=20, description="initial log-variance of the posterior")
     pace: PositiveFloat = Field(10.0, description="learning rate of the log-variances over that of the means")
     beta: PositiveFloat = Field(0.01, description="tempering of the divergence; 1 is the Bayesian answer")
-    strength: float = Field(
-        10.0, ge=0, allow_inf_nan=False, description="factor of the quadratic part where the prior is a posterior; 1 is the Bayesian answer"
-    )
+    strength: float = Field(10.0, ge=0, description="factor of the quadratic part where the prior is a posterior; 1 is the Bayesian answer")
     draws: PositiveInt = Field(1, description="draws of the weights a step")
     answers: PositiveInt = Field(16, description="draws behind a final answer; during training the means answer")
     ewc_lr: PositiveFloat = Field(0.1, description="learning rate of the plain networks, trained by SGD with momentum 0.9")
-    ewc_strength: float = Field(100.0, ge=0, allow_inf_nan=False, description="EWC's strength")
+    ewc_strength: float = Field(100.0, ge=0, description="EWC's strength")
     epochs: PositiveInt = Field(12, description="digits: passes over each task")
     fractions: tuple[Share, ...] = Field((1.0, 0.1), min_length=1, description="digits: shares of the second task's images")
     heads: tuple[Head, ...] = Field(("separate",), min_length=1, description="digits: ten outputs of which a task's five compete, or five for both")
@@ -61,7 +60,7 @@ class BayesSpec(Spec):
     score_every: PositiveInt = Field(1, description="rotation, permuted, split: score after every so many epochs")
     schemes: tuple[Scheme, ...] = Field(("per-sample", "blundell", "warm-up", "none", "over-batches"), description="schemes: weightings of the divergence")
     single_epochs: PositiveInt = Field(4, description="schemes, flows: passes over the ten digits")
-    flows: tuple[int, ...] = Field((0, 16), description="flows: planar flows on each weight tensor")
+    flows: tuple[NonNegativeInt, ...] = Field((0, 16), description="flows: planar flows on each weight tensor")
     flow_hidden: tuple[PositiveInt, ...] = Field((20, 20), description="flows: hidden widths")
     nets: tuple[Net, ...] = Field(("plain", "gaussian", "mixture", "ensemble"), min_length=1, description="prediction: what is compared")
     net_epochs: PositiveInt = Field(6, description="prediction: passes over the ten digits")
@@ -69,8 +68,8 @@ class BayesSpec(Spec):
     net_beta: PositiveFloat = Field(0.1, description="prediction: tempering of the divergence")
     members: PositiveInt = Field(3, description="prediction: networks in the ensemble")
     pi: float = Field(0.5, gt=0, lt=1, description="prediction: weight of the scale mixture's wide part")
-    sigma1: PositiveFloat = Field(1.0, description="prediction: width of its wide part")
-    sigma2: PositiveFloat = Field(0.0025, description="prediction: width of its narrow part, exp(-6)")
+    sigma1: Width = Field(1.0, description="prediction: width of its wide part")
+    sigma2: Width = Field(0.0025, description="prediction: width of its narrow part, exp(-6)")
     cuts: tuple[Cut, ...] = Field((0.0, 0.5, 0.75, 0.9, 0.95, 0.98), description="prediction: shares of the weights pruned by signal to noise")
 
 

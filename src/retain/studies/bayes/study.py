@@ -23,6 +23,8 @@ from retain.studies.steps import measured_step
 from retain.tasks import fashion_mnist
 from retain.training.devices import choose_device
 
+_LEAST = 100  # training images: every task has some
+
 
 class BayesStudy(Study):
     """The posterior study."""
@@ -67,9 +69,9 @@ class BayesStudy(Study):
         for name in ("schemes", "flows"):
             if name in spec.parts and not getattr(spec, name):
                 raise InputError(name, f"at least one, since the part '{name}' is to run", "none")
-        if any(count < 0 for count in spec.flows):
-            raise InputError("flows", "whole numbers of at least 0", list(spec.flows))
-        ten_digits(spec, 0)
+        left = ten_digits(spec, 0).n
+        if left < _LEAST:
+            raise InputError("validation", f"at least {_LEAST} training images left", f"{left} left of {left + spec.validation}", "Hold out fewer.")
         if "prediction" in spec.parts:
             fashion_mnist(spec.data, embedded=spec.embedded)
 
