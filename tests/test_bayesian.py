@@ -607,6 +607,37 @@ def test_layers_made_on_their_own_are_those_of_torch():
             assert not own.weight.grad[1].any() and not own.weight_logvar.grad[1].any()
 
 
+@pytest.mark.parametrize("rows", [None, torch.tensor([True, True, False, True])])
+def test_the_row_that_pads_keeps_its_start(rows):
+    """Without a gradient from the data the divergence would widen it to the prior: noise in every place that is padded."""
+    layer = blur(BayesianEmbedding(4, 2, padding_idx=1, prior=GaussianPrior(0.0, 3.0)))
+    mean, logvar = layer.posterior["weight"]
+    counting = [0, 2, 3] if rows is None else [0, 3]
+    expected = layer.prior("weight").kl(mean, logvar)[counting].sum()
+    found = kl(layer, rows=None if rows is None else {layer: rows})
+    assert number(found) == pytest.approx(number(expected))
+    wanted = torch.autograd.grad(found, [mean, logvar])
+    add_kl_gradient(layer, 1.0, rows=None if rows is None else {layer: rows})
+    for parameter, gradient in zip((mean, logvar), wanted, strict=True):
+        assert not parameter.grad[1].any() and parameter.grad[counting].all()
+        assert torch.allclose(parameter.grad, gradient, atol=1e-6)
+
+
+@pytest.mark.parametrize(("make", "name"), [(GaussianPrior, "std"), (ScaleMixture, "sigma1"), (ScaleMixture, "sigma2")])
+@pytest.mark.parametrize("width", [1e-300, 1e-20, 1e20])
+def test_widths_whose_square_overflows_are_refused(make, name, width):
+    with pytest.raises(InputError, match=f"{name}: expected a width between 1e-15 and 1e15"):
+        make(**{name: width})
+
+
+def test_weights_behind_planar_flows_are_not_pruned():
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
+    flowing = bayesian(model, estimator="weights", num_flows=2)
+    for call in (models.signal_to_noise, lambda model: models.prune(model, 0.5)):
+        with pytest.raises(InputError, match="weights without planar flows, found some in layer '0'"):
+            call(flowing)
+
+
 def test_every_tensor_has_a_prior_of_its_own():
     prior = GaussianPrior(0.1, 0.3)
     layer = bayesian(nn.Linear(3, 2).double(), prior)

@@ -1,5 +1,6 @@
 """Variational continual learning against exact posteriors, the Kalman filter, elastic weight consolidation and slow loops."""
 
+import copy
 import math
 
 import pytest
@@ -272,6 +273,14 @@ def test_the_divergence_of_units_that_do_not_compete_is_left_out(four):
     assert not model.layers.fc2.weight.grad[2:].any() and bool(model.layers.fc2.weight_logvar.grad[:2].all()) and bool(model.layers.fc1.weight.grad.all())
     method.begin(model, four("domain")[0])
     assert method.divergence(model) == pytest.approx(float(kl(model).detach()))  # all compete
+
+
+def test_the_divergence_of_a_copy_is_that_of_the_model(four):
+    """Units that do not compete are left out of any model's, not of that at hand alone."""
+    method = VCL(GaussianPrior(std=0.3), logvar=-6)
+    model = method.prepare(network())
+    method.begin(model, four("task")[0])
+    assert method.divergence(copy.deepcopy(model)) == method.divergence(model) < float(kl(model).detach()) - 1
 
 
 def test_a_last_layer_that_is_not_the_answer_is_no_head(four):

@@ -37,7 +37,7 @@ class IVON(Optimizer):
     The gradient is taken at sampled weights: forward and backward pass inside ``with optimizer.sampled():``, then ``step()``.
     Several blocks before one step average their :math:`\hat g` and :math:`\hat h`, weights that a block's loss does not reach counting
     as 0. After a block ``p.grad`` holds the average :math:`\hat g`, which ``step()`` uses: it may be clipped in between. Parameters
-    that no block's loss has reached stay as they are.
+    that no block's loss has reached stay as they are. A ``torch.amp.GradScaler`` does not fit: a block reads its gradients before they are unscaled.
 
     Our extension to continual learning, after variational continual learning (Nguyen et al. 2018, eq. 1,
     https://arxiv.org/abs/1710.10628): the posterior of the tasks so far :math:`\mathcal{N}(m_0, \operatorname{diag}(s_0)^{-1})` is the

@@ -37,7 +37,8 @@ class NewtonVCL(Method):
 
     The optimiser is the method's own: ``learn`` uses it in place of its argument ``optimizer``. A loop of one's own takes it from
     ``method.optimizer(model, lr)`` for every task, before :func:`retain.attach`, and runs forward and backward pass inside
-    ``with optimizer.sampled():``. Its learning rate is that of a Newton step: about 0.1, not Adam's 0.001.
+    ``with optimizer.sampled():``. Its learning rate is that of a Newton step: about 0.1, not Adam's 0.001. A ``torch.amp.GradScaler`` does not fit: its
+    scale would multiply the curvature.
 
     Args:
         prior_std: Width of the Gaussian about 0 that is believed before the first task.

@@ -48,7 +48,8 @@ class VCL(Method):
     (https://arxiv.org/abs/2011.12328).
 
     Under separate heads (scenario ``task`` or ``class``) output units that no task has asked for yet keep their start and their prior: the divergence of
-    units that do not compete is left out. They are found where the model's last module is a Bayesian layer. Norm layers and other modules in ``keep``
+    units that do not compete is left out. They are found where the model's last module is a Bayesian layer, whose answer is the model's as it stands;
+    elsewhere all units count. Norm layers and other modules in ``keep``
     have no posterior, and nothing holds their weights.
 
     Args:
@@ -167,7 +168,7 @@ class VCL(Method):
         self._check(self._layers)
         scale = self.weighting.factor(self._steps) * self.beta / self._new
         if scale:
-            add_kl_gradient(self._layers, scale, strength=1.0 if self.posterior is None else self.strength, rows=self._rows(), after_forward=True)
+            add_kl_gradient(self._layers, scale, strength=1.0 if self.posterior is None else self.strength, rows=self._rows(self._layers), after_forward=True)
 
     def after_step(self, model: nn.Module, optimizer: Optimizer) -> None:
         """Count the step."""
@@ -199,13 +200,14 @@ class VCL(Method):
         """Nats between the posterior and the prior of the task at hand: how far the posterior has moved.
 
         Args:
-            model: The model.
+            model: The model, or one of its form: its own priors count, and in its last layer the units that compete in the task at hand.
 
         Returns:
             A number of at least 0 (an estimate, with flows or a scale mixture).
         """
         with torch.no_grad():
-            return float(kl(model, rows=self._rows()))
+            layers = bayesian_layers(model)
+            return float(kl(layers, rows=self._rows(layers)))
 
     def report(self, model: nn.Module) -> dict[str, float]:
         """The divergence."""
@@ -229,8 +231,8 @@ class VCL(Method):
         names = ("prior", "logvar", "beta", "strength", "weighting", "estimator", "samples", "answers", "pace", "num_flows", "keep")
         return {name: getattr(self, name) for name in names}
 
-    def _rows(self) -> dict[BayesianLayer, Tensor] | None:
-        return None if self._active is None else {list(self._layers.values())[-1]: self._active}
+    def _rows(self, layers: dict[str, BayesianLayer]) -> dict[BayesianLayer, Tensor] | None:
+        return None if self._active is None else {list(layers.values())[-1]: self._active}
 
     def _check(self, layers: dict[str, BayesianLayer]) -> None:
         name = broken(layers)

@@ -7,8 +7,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from retain.errors import check_share
+from retain.errors import InputError, check_share
 from retain.models.bayesian.base import LOGVAR, bayesian_layers
+from retain.models.bayesian.flows import PlanarFlows
 from retain.models.parameters import copy
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -18,6 +19,8 @@ _GONE = -60.0  # log-variance of a weight that is 0
 def signal_to_noise(model: nn.Module) -> dict[str, Tensor]:
     r"""How far every weight's mean is from 0, in its own standard deviations: :math:`|\mu| / \sigma`.
 
+    Of a :class:`~retain.models.MultiplicativeLinear` both are those given factors of 1: what the factors do to mean and variance does not count.
+
     Args:
         model: A model with Bayesian layers.
 
@@ -25,10 +28,13 @@ def signal_to_noise(model: nn.Module) -> dict[str, Tensor]:
         A tensor of each weight's shape by parameter name; biases are left out.
 
     Raises:
-        InputError: If the model has no Bayesian layer.
+        InputError: If the model has no Bayesian layer, or planar flows, which move the weights away from that Gaussian.
     """
     found = {}
     for name, layer in bayesian_layers(model).items():
+        if "weight" in layer.flows and isinstance(layer.flow("weight"), PlanarFlows):
+            hint = "The Gaussian before the flow is not the weights', and one that is 0 there is not 0 behind it. Train with num_flows=0."
+            raise InputError("model", "weights without planar flows", f"some in layer '{name}'", hint)
         mean, logvar = layer.posterior["weight"]
         found[f"{name}.weight".lstrip(".")] = (mean.abs() * (-0.5 * logvar).exp()).detach()
     return found
@@ -38,6 +44,7 @@ def prune(model: Module, share: float) -> Module:
     r"""A copy in which the given share of all weights, those with the smallest :math:`|\mu|/\sigma`, is 0 without variance.
 
     Section 5.1 of Blundell et al. 2015 (https://arxiv.org/abs/1505.05424); Graves 2011. The threshold is one for all layers; biases stay.
+    Factors of a :class:`~retain.models.MultiplicativeLinear` stay as they are, and multiply 0 where a weight is gone.
 
     Args:
         model: A model with Bayesian layers.
@@ -47,7 +54,7 @@ def prune(model: Module, share: float) -> Module:
         The pruned model, Bayesian as before.
 
     Raises:
-        InputError: If the share is out of range, or there is no Bayesian layer.
+        InputError: If the share is out of range, there is no Bayesian layer, or planar flows.
 
     Example:
         >>> from retain.models import MLP, bayesian, prune
