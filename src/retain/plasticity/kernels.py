@@ -44,6 +44,9 @@ def _threshold(rates: Any, cap: int, top: Any, scratch: Any) -> Any:
     """A number that exactly ``cap`` rates are above, or the largest of which fewer than that are above: where rates tie.
 
     Halving an interval counts without branches, which takes a quarter of a selection's time; ties end in the selection.
+
+    Returns:
+        The number.
     """
     low, high = 0.0 * top, top
     for _ in range(24):
@@ -161,7 +164,7 @@ def output_columns(label: int, predicted: int, gated: bool, everywhere: bool, po
         column = 0 if r == label else 1
         if gated:
             column = 2 * column + (0 if r == predicted else 1)
-        post[r] = column if everywhere or r == label or r == predicted else -1
+        post[r] = column if everywhere or r in (label, predicted) else -1
 
 
 @njit(cache=True, nogil=True)
@@ -176,6 +179,9 @@ def feed_forward(current: Any, labels: Any, learn: bool, net: Any, rule: Any, st
         rule: Hidden tables ``[K, S, P, C]``, output table, kind of counting, rate, multiplicative, on mistakes only, all rows, gated.
         state: Hidden weights ``[K, w, w]``, output weights ``[w, m]``, and a lag for each (empty where nothing is averaged).
         kept: What fired ``[T, K + 1, w]``, the output's columns ``[T, m]``, classes of counts ``[T, K, w]``; empty where nothing is to be kept.
+
+    Returns:
+        ``[T]``.
     """
     edges, indegree, cap, silent = net
     tables, out_table, counting, rate, multiplicative, mistakes, everywhere, gated = rule

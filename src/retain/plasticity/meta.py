@@ -160,21 +160,19 @@ def meta_learn(
 
     def score() -> None:
         for name in names:
-            shares = [_accuracy(net, found[name]) for net, found in zip(nets, parts, strict=True)]
+            shares = [step.accuracy(found[name]) for step, found in zip(steps, parts, strict=True)]
             result.accuracy.setdefault("training" if name == "data" else name, []).append(sum(shares) / len(shares))
         result.size.append(float(torch.cat([p.detach().flatten() for p in rule.parameters()]).square().mean().sqrt()))
 
-    for net in nets:
-        net.reset()
     score()
     for epoch in range(epochs):
         losses = [step(adam, batch) for step, batch in _turns(steps, parts, batch_size, query, seed, epoch)]
         result.loss.append(sum(losses) / len(losses))
-        for step in steps:
-            step.store()
         score()
         latest = {name: values[-1] for name, values in result.accuracy.items()}
         out.event("meta", epoch=epoch + 1, loss=result.loss[-1], size=result.size[-1], accuracy=latest)
+    for step in steps:
+        step.store()
     rule.facts |= {"learned_on": [task.id for task in tasks], "networks": [net.architecture() for net in nets], "meta_epochs": epochs, "meta_batch": batch_size}
     rule.facts |= {"meta_seed": seed, "accuracy": {name: values[-1] for name, values in result.accuracy.items()}}
     return result
@@ -196,11 +194,6 @@ def _turns(steps: list[_Step], parts: list[dict[str, TensorData]], size: int, qu
                 rows, asked = batches[number], batches[(number + 1) % len(batches)] if query == "next" else batches[number]
                 data = found["data"]
                 yield step, (data.inputs[rows], data.targets[rows], data.inputs[asked], data.targets[asked])
-
-
-def _accuracy(net: Assembly, data: TensorData) -> float:
-    with torch.no_grad():
-        return float((net(data.inputs).argmax(1) == data.targets).double().mean())
 
 
 class _Step:
@@ -244,6 +237,17 @@ class _Step:
         adam.step()
         self.last = [weight[0].detach() for weight in weights]
         return float(value.detach())
+
+    def accuracy(self, data: TensorData) -> float:
+        """The share of samples that the last batch's weights answer correctly."""
+        with torch.no_grad():
+            current, labels = self.net.current(data.inputs.to(self.net.input_weight.device)), data.targets
+            if self.work is None:
+                answers = self.net.propagate(current, self.last).logits.argmax(1).cpu()
+            else:
+                self.work.put(self.last)
+                answers = torch.from_numpy(self.work.answer(current))
+        return float((answers == labels.cpu()).double().mean())
 
     def store(self) -> None:
         """Write the last batch's weights into the network."""

@@ -86,7 +86,8 @@ def present(
         masks: The edges, ``[R, post, pre]`` each.
         current: ``[R, T, width]``.
         labels: ``[R, T]``.
-        tables: ``[S, P, C]`` for each matrix, or ``[R, S, P, C]`` where every network has a rule of its own, with gradients if these are wanted through the updates; by default the rule's.
+        tables: ``[S, P, C]`` for each matrix, or ``[R, S, P, C]`` where every network has a rule of its own; with gradients if these
+            are wanted through the updates. By default the rule's.
         record: Keep the states.
         counted: Samples already in ``mean``.
         mean: The mean of each matrix over these.

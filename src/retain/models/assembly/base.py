@@ -42,8 +42,10 @@ def kcap(values: Tensor, cap: int | None, ties: Ties = "fire") -> tuple[Tensor, 
     if cap is None:
         fired = rates > 0
     else:
-        order = rates.detach().sort(dim=-1, descending=True, stable=True).indices[..., :cap]
-        fired = torch.zeros_like(rates, dtype=torch.bool).scatter(-1, order, True)
+        # not the indices of topk, which leaves the order of equal entries open
+        threshold = rates.detach().topk(cap, dim=-1, sorted=False).values.amin(-1, keepdim=True)
+        above, equal = rates > threshold, rates == threshold
+        fired = above | (equal & (equal.cumsum(-1, dtype=torch.int32) <= cap - above.sum(-1, keepdim=True, dtype=torch.int32)))
         if ties == "silent":
             fired = fired & (rates > 0)
     return rates * fired, fired
@@ -163,6 +165,12 @@ class Assembly(nn.Module, ABC):
     def current(self, inputs: Tensor) -> Tensor:
         """What the inputs drive the first units with: ``[B, width]`` of inputs ``[B, ...]``.
 
+        Args:
+            inputs: One row a sample.
+
+        Returns:
+            The currents.
+
         Raises:
             InputError: If the inputs have another size.
         """
@@ -202,6 +210,12 @@ class Assembly(nn.Module, ABC):
 
 def floor_of_double_softmax(classes: int) -> float:
     r"""The smallest cross-entropy of a softmax that is put through a softmax again: :math:`\ln(1 + (m - 1)/e)` nats.
+
+    Args:
+        classes: m.
+
+    Returns:
+        The floor in nats.
 
     Example:
         >>> from retain.models.assembly.base import floor_of_double_softmax

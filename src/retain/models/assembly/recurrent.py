@@ -14,8 +14,8 @@ from retain.models.assembly.base import Activity, Assembly, kcap
 class RecurrentAssembly(Assembly):
     r"""One graph without self-loops, R rounds: :math:`h_0 = \mathrm{cap}(u)`, :math:`h_t = \mathrm{cap}(W (h_{t-1} + u))`, logits :math:`W_{out} h_R`.
 
-    :math:`u = W_{in} x` is the inputs' current; that it enters inside the recurrent product is the published code's own way ("LocalNet"). The state of a unit is
-    its firing history, :math:`\sum_t 2^{R-t} [t \text{ fired}]`: the first step is the highest of R + 1 bits.
+    :math:`u = W_{in} x` is the inputs' current; that it enters inside the recurrent product is the published code's own way ("LocalNet"). The state of a unit
+    is its firing history, :math:`\sum_t 2^{R-t} [t \text{ fired}]`: the first step is the highest of R + 1 bits.
 
     Args:
         inputs: Values an input has.
