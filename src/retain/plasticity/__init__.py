@@ -3,11 +3,12 @@
 from retain.plasticity.cards import load_rule, save_rule
 from retain.plasticity.meta import MetaResult, meta_learn
 from retain.plasticity.online import OnlineResult, learn_online
-from retain.plasticity.rules import PERCEPTRON, TABLES, NetworkRule, PostCount, PrePost, PrePostCount, PrePostPercent, Rule, Table, TableRule
+from retain.plasticity.rules import PERCEPTRON, TABLES, LocalRule, NetworkRule, PostCount, PrePost, PrePostCount, PrePostPercent, Rule, Table, TableRule
 
 __all__ = [
     "PERCEPTRON",
     "TABLES",
+    "LocalRule",
     "MetaResult",
     "NetworkRule",
     "OnlineResult",

@@ -12,8 +12,9 @@ from torch import Tensor
 from retain.errors import InputError
 from retain.models.assembly import Assembly
 from retain.plasticity.compiled import Compiled, available
+from retain.plasticity.local_learner import LocalLearner
 from retain.plasticity.losses import Loss, loss_of
-from retain.plasticity.rules import Rule, TableRule
+from retain.plasticity.rules import LocalRule, Rule, TableRule
 from retain.plasticity.trace import present
 
 Engine = Literal["auto", "numba", "torch"]
@@ -166,7 +167,7 @@ def table_learner(net: Assembly, rule: TableRule, engine: Literal["numba", "torc
     return CompiledLearner(net, rule)
 
 
-LEARNERS: dict[type[Rule], Callable[..., Learner]] = {TableRule: table_learner}
+LEARNERS: dict[type[Rule], Callable[..., Learner]] = {TableRule: table_learner, LocalRule: LocalLearner}
 
 
 def learner(
