@@ -117,7 +117,7 @@ def _lines(spec: Lines) -> Drawing:
             )
         if title:
             ax.set_title(title, fontsize=10)
-        ax.set_xlabel(spec.x_label)
+        ax.set_xlabel(spec.x_labels.get(title, spec.x_label))
         if spec.x_log:
             ax.set_xscale("log")
         else:
@@ -167,15 +167,20 @@ def _matrices(spec: Matrices) -> Drawing:
         ax.set_axis_off()
     for ax, (title, rows) in zip(grid, spec.matrices.items(), strict=False):
         ax.grid(visible=False)
-        ax.imshow(rows, cmap="Blues", vmin=0, vmax=130, aspect="auto")
+        largest = max((abs(value) for row in rows for value in row), default=0.0) or 1.0
+        low, high, dark = (-1.3 * largest, 1.3 * largest, 0.75 * largest) if spec.signed else (0.0, 130.0, 75.0)
+        ax.imshow(rows, cmap="RdBu_r" if spec.signed else "Blues", vmin=low, vmax=high, aspect="auto")
         for i, row in enumerate(rows):
             for j, value in enumerate(row):
-                ax.text(j, i, format(value, spec.unit), ha="center", va="center", color="white" if value > 75 else "#222222", fontsize=9)
+                if spec.unit:
+                    ax.text(j, i, format(value, spec.unit), ha="center", va="center", color="white" if abs(value) > dark else "#222222", fontsize=9)
         ax.set_xticks(range(len(spec.x_labels)), spec.x_labels)
         ax.set_yticks(range(len(spec.y_labels)), spec.y_labels)
         ax.tick_params(length=0)
         ax.spines[:].set_visible(False)
         ax.set_title(title, fontsize=10)
+        ax.set_xlabel(spec.x_label)
+    grid[0].set_ylabel(spec.y_label)
     figure.suptitle(spec.title, fontsize=11)
     return figure
 

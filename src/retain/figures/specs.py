@@ -98,6 +98,7 @@ class Lines(Figure):
         x_log: Logarithmic horizontal axis.
         y_log: Logarithmic vertical axis.
         marks: Vertical lines, by label.
+        x_labels: Horizontal axes by panel, where they differ.
     """
 
     x_label: str
@@ -107,6 +108,7 @@ class Lines(Figure):
     x_log: bool = False
     y_log: bool = False
     marks: dict[str, float] = field(default_factory=dict)
+    x_labels: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -133,12 +135,18 @@ class Matrices(Figure):
         x_labels: Names of the columns.
         y_labels: Names of the rows.
         unit: How a cell is written, as a format specification.
+        signed: Colour by sign and size, each panel by its own largest number; otherwise cells are percentages.
+        x_label: What the columns are.
+        y_label: What the rows are.
     """
 
     matrices: dict[str, list[list[float]]]
     x_labels: list[str]
     y_labels: list[str]
     unit: str = ".1f"
+    signed: bool = False
+    x_label: str = ""
+    y_label: str = ""
 
 
 @dataclass

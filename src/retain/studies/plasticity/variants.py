@@ -1,0 +1,100 @@
+"""Beyond the published rules: one hidden layer, what an output unit knows, averaging, and rules that see errors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from retain.models.assembly import Assembly
+from retain.plasticity import LocalRule, Rule, TableRule, learn_online
+from retain.plasticity import learned as shipped
+from retain.studies.base import Keeper
+from retain.studies.plasticity import gradient
+from retain.studies.plasticity.common import inputs_of, learned, network, record, seed_of, target
+from retain.studies.plasticity.spec import PlasticitySpec
+from retain.studies.steps import once
+from retain.training.recorder import Recorder
+
+MISTAKES: dict[str, Any] = {"when": "mistakes", "edges": "label and predicted"}
+TABLES: dict[str, tuple[str, int, dict[str, Any]]] = {
+    "prepost": ("prepost", 1, {}),
+    "prepost-2": ("prepost", 2, {}),
+    "gated": ("prepost", 1, {"gated": True}),
+    "mistakes": ("prepost", 1, MISTAKES),
+    "averaged": ("prepost", 1, {**MISTAKES, "average": True}),
+    "percent": ("prepostpercent", 2, {}),
+    "network": ("network", 2, {}),
+}
+"""Kind of table, hidden layers and settings."""
+
+
+def layers_of(variant: str) -> int:
+    """Hidden layers of a variant's networks."""
+    return TABLES[variant][1] if variant in TABLES else 1
+
+
+def rules(spec: PlasticitySpec, variant: str, seed: int) -> tuple[Rule, Rule]:
+    """A rule as it was learned, and as it was before: tables upstream of this run, local rules as they come with Retain."""
+    if variant not in TABLES:
+        rule = shipped(variant)
+        assert isinstance(rule, LocalRule)
+        return rule, LocalRule.from_settings(rule.settings())
+    table, layers, settings = TABLES[variant]
+    # input weights are fixed upstream as they are downstream
+    rule, net, _ = learned(spec, layers, seed, table, train_inputs=False, **settings)
+    start = TableRule.fit(net, table, universal=spec.universal, form=spec.form, seed=seed_of(seed, "rule"), **settings)
+    return rule, start
+
+
+def wide(spec: PlasticitySpec, inputs: int, layers: int, width: int, share: float, seed: int, **changes: Any) -> Assembly:
+    """A network of ten classes, of another width and share of units that fire, in single precision."""
+    cap = max(1, round(share * width))
+    return network(spec, inputs, 10, layers, seed_of(seed, "network", layers, width), width=width, cap=cap, dtype=torch.float32, **changes)
+
+
+def stages(spec: PlasticitySpec) -> list[str]:
+    """Variant by variant, then gradient descent."""
+    return [f"{variant}@variants" for variant in spec.variants] + ["tuned@variants"]
+
+
+def run(spec: PlasticitySpec, seed: int, keeper: Keeper) -> list[dict[str, Any]]:
+    """Every variant at every width on every data set."""
+    found: list[dict[str, Any]] = []
+    for variant in spec.variants:
+        found += once(keeper.recorder(f"{variant}@variants"), _variant, spec, variant, seed)["cells"]
+    found += once(keeper.recorder("tuned@variants"), _tuned, spec, seed)["cells"]
+    return found
+
+
+def _variant(spec: PlasticitySpec, variant: str, seed: int, recorder: Recorder) -> dict[str, Any]:
+    rule, start = rules(spec, variant, seed)
+    cells = []
+    for name in spec.targets:
+        task = target(spec, name, seed)
+        for width in spec.widths:
+            net = wide(spec, inputs_of(task), layers_of(variant), width, spec.share, seed)
+            result = learn_online(net, rule, task, epochs=spec.passes, score_every=spec.every, seed=seed)
+            begun = learn_online(net, start, task, epochs=spec.passes, score_every=0, seed=seed)
+            cells.append({"variant": variant, "width": width, "target": name, "start": record(begun), "down": record(result)})
+            recorder.event("variant", variant=variant, width=width, task=name, accuracy=result.final(), start=begun.final())
+    return {"cells": cells}
+
+
+def _tuned(spec: PlasticitySpec, seed: int, recorder: Recorder) -> dict[str, Any]:
+    cells = []
+    for name in spec.targets:
+        task = target(spec, name, seed)
+        for width in spec.widths:
+            inputs = inputs_of(task)
+            found = gradient.tuned(
+                lambda inputs=inputs, width=width: wide(spec, inputs, 1, width, spec.share, seed),
+                task,
+                spec.rates,
+                passes=spec.passes,
+                seed=seed,
+                every=spec.every,
+            )
+            cells.append({"variant": "tuned", "width": width, "target": name, "down": found})
+            recorder.event("gradient", width=width, task=name, rate=found["rate"], accuracy=found["test"][-1])
+    return {"cells": cells}
