@@ -82,7 +82,8 @@ def teacher(model: nn.Module, dim: int, n: int = 1500, *, test: int = 500, valid
         >>> tasks.teacher(models.MLP(16, 50, 3, seed=0), 16, id="mlp")
         Task('mlp', n=1500, classes=3, likelihood=Categorical())
     """
-    draws, training = generator(seed, "teacher", check_count("dim", dim)), model.training
+    draws = generator(seed, "teacher", check_count("dim", dim))
+    modes = [(module, module.training) for module in model.modules()]
     classes = 0
 
     def label(inputs: Tensor) -> Tensor:
@@ -94,10 +95,12 @@ def teacher(model: nn.Module, dim: int, n: int = 1500, *, test: int = 500, valid
         classes = outputs.shape[1]
         return torch.as_tensor(outputs.argmax(1))
 
+    model.eval()
     try:
         made = _labelled(id, lambda size: 2 * torch.rand(size, dim, generator=draws) - 1, label, 2, {"data": n, "test": test, "validation": validation})
     finally:
-        model.train(training)
+        for module, training in modes:
+            module.training = training
     object.__setattr__(made, "classes", tuple(range(classes)))
     return made
 
