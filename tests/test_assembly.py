@@ -295,7 +295,7 @@ def test_noise_turns_over_its_share_in_every_part_and_leaves_the_points(noise):
 
 
 def test_a_teacher_is_asked_in_evaluation_mode_and_left_as_it_was():
-    model = nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.9), nn.Sequential(nn.Dropout(0.9)).eval()).train()
+    model = nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.9), nn.Sequential(nn.Dropout(0.9)).eval())
     task = tasks.teacher(model, 4, 50)
     assert [module.training for module in model.modules()] == [True, True, True, False, False] and not any(p.grad is not None for p in model.parameters())
     assert torch.equal(model.eval()(task.test.inputs).argmax(1), task.test.targets)
