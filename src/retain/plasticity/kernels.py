@@ -230,11 +230,11 @@ def feed_forward(current: Any, labels: Any, learn: bool, net: Any, rule: Any, st
 def recurrent(current: Any, labels: Any, learn: bool, net: Any, rule: Any, state: Any, kept: Any, rounds: int) -> Any:
     """Present samples to a recurrent network; as :func:`feed_forward`, with one matrix, histories in ``kept[0]`` and ``rounds``."""
     edges, _, cap, silent = net
-    tables, out_table, _, rate, multiplicative, mistakes, everywhere, gated = rule
+    tables, out_table, counting, rate, multiplicative, mistakes, everywhere, gated = rule
     weights, out, lag, out_lag = state
     kept_fired, kept_columns, _ = kept
     width, classes, states = current.shape[1], out.shape[1], 2 ** (rounds + 1)
-    ones = np.ones((width, classes), current.dtype)
+    ones, full = np.ones((width, classes), current.dtype), np.full(classes, width)
     rates, fired, history = np.empty(width, current.dtype), np.empty(width, np.int64), np.empty(width, np.int64)
     scratch, sums, logits = np.empty(width, current.dtype), np.empty(width, current.dtype), np.empty(classes, current.dtype)
     columns, counts, out_count = np.empty(classes, np.int64), np.zeros(width, np.int64), np.zeros(classes, np.int64)
@@ -266,5 +266,6 @@ def recurrent(current: Any, labels: Any, learn: bool, net: Any, rule: Any, state
             continue
         if rounds > 0:
             update(weights[0], edges[0], tables[0], history, history, counts, rate, multiplicative, lag[0] if len(lag) else out_lag[:0], t, changes)
+        count_classes(fired, ones, full, counting, out_count)  # rules that count fit networks of no rounds only
         update(out, ones, out_table, history, columns, out_count, rate, multiplicative, out_lag, t, out_changes)
     return predicted
