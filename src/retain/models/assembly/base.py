@@ -51,6 +51,22 @@ def kcap(values: Tensor, cap: int | None, ties: Ties = "fire") -> tuple[Tensor, 
     return rates * fired, fired
 
 
+def drive(rates: Tensor, weight: Tensor) -> Tensor:
+    """What units send through weights, ``rates @ weight.mT``.
+
+    A single sample's sums are taken row by row: a product of matrices may add up equal rows in different orders, so that rounding decides between units
+    (or answers) that tie. Equal rows are common where weights start at zero.
+
+    Args:
+        rates: ``[..., B, pre]``.
+        weight: ``[..., post, pre]``.
+
+    Returns:
+        ``[..., B, post]``.
+    """
+    return (weight * rates).sum(-1).unsqueeze(-2) if rates.shape[-2] == 1 else rates @ weight.mT
+
+
 @dataclass
 class Activity:
     """What a forward pass did.

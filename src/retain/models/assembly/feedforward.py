@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from retain.errors import check_count
-from retain.models.assembly.base import Activity, Assembly, kcap
+from retain.models.assembly.base import Activity, Assembly, drive, kcap
 
 
 class FeedForwardAssembly(Assembly):
@@ -54,6 +54,6 @@ class FeedForwardAssembly(Assembly):
         rates, fired = kcap(current, self.cap, self.ties)
         states = [fired.long()]
         for weight in plastic[:-1]:
-            rates, fired = kcap(rates @ weight.mT, self.cap, self.ties)
+            rates, fired = kcap(drive(rates, weight), self.cap, self.ties)
             states.append(fired.long())
-        return Activity(rates @ plastic[-1].mT, states, states[1:])
+        return Activity(drive(rates, plastic[-1]), states, states[1:])

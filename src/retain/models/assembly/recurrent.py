@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from retain.errors import InputError, check_count
-from retain.models.assembly.base import Activity, Assembly, kcap
+from retain.models.assembly.base import Activity, Assembly, drive, kcap
 
 
 class RecurrentAssembly(Assembly):
@@ -57,7 +57,7 @@ class RecurrentAssembly(Assembly):
         rates, fired = kcap(current, self.cap, self.ties)
         history = fired.long()
         for _ in range(self.rounds):
-            rates, fired = kcap((rates + current) @ plastic[0].mT, self.cap, self.ties)
+            rates, fired = kcap(drive(rates + current, plastic[0]), self.cap, self.ties)
             history = 2 * history + fired
         hidden = [history] * len(self.hidden)
-        return Activity(rates @ plastic[-1].mT, [*hidden, history], hidden)
+        return Activity(drive(rates, plastic[-1]), [*hidden, history], hidden)
