@@ -39,6 +39,9 @@ class Compiled:
         self.edges = np.ascontiguousarray(torch.stack(masks).mT.numpy().astype(self.dtype)) if masks else np.zeros(square, self.dtype)
         indegree = self.edges.sum(1).astype(np.int64)
         self.graph = (self.edges, indegree, -1 if net.cap is None else net.cap, net.ties == "silent")
+        # what a network without a rule answers with: no table is ever read
+        nothing = np.zeros((0, 2, 2, 1), self.dtype), np.zeros((2, 2, 1), self.dtype)
+        self.numbers = (*nothing, 0, self.dtype.type(0), False, False, False, False)
         if rule is not None:
             self.read(rule)
 

@@ -170,7 +170,7 @@ def meta_learn(
         result.loss.append(sum(losses) / len(losses))
         score()
         latest = {name: values[-1] for name, values in result.accuracy.items()}
-        out.event("meta", epoch=epoch + 1, loss=result.loss[-1], size=result.size[-1], accuracy=latest)
+        out.event("meta", task=", ".join(task.id for task in tasks), epoch=epoch + 1, loss=result.loss[-1], size=result.size[-1], accuracy=latest)
     for step in steps:
         step.store()
     rule.facts |= {"learned_on": [task.id for task in tasks], "networks": [net.architecture() for net in nets], "meta_epochs": epochs, "meta_batch": batch_size}

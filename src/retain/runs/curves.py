@@ -11,11 +11,12 @@ from typing import Any
 from retain.runs.folder import Run
 from retain.training.checkpoints import write_file
 
+_KINDS = ("epoch", "meta", "samples")  # passes of training, passes in which a rule is learned, points while it is used
 _FIRST = ("seed", "stage", "task", "epoch", "method")
 
 
 def write_epochs(run: Run) -> None:
-    """Write ``epochs.csv`` into the run's folder, from the epochs in the events of all seeds; nothing if there are none.
+    """Write ``epochs.csv`` into the run's folder, from the epochs and points in the events of all seeds; nothing if there are none.
 
     Columns are seed, stage (the arm), task, epoch and method, then every other number of the events in order of name; one number a task
     is a column such as ``accuracy:mnist``. A cell is empty where an event lacks the number, or it was not finite.
@@ -45,8 +46,8 @@ def _rows(run: Run) -> Iterator[dict[str, Any]]:
                 event = json.loads(line)
             except ValueError:
                 continue  # a kill or a full disk leaves half a line
-            if event["kind"] == "epoch":
-                yield {**dict(_numbers(event)), "seed": seed, "stage": event["arm"], "task": event["task"], "method": event.get("method")}
+            if event["kind"] in _KINDS:
+                yield {**dict(_numbers(event)), "seed": seed, "stage": event["arm"], "task": event.get("task"), "method": event.get("method")}
 
 
 def _numbers(fields: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, float]]:

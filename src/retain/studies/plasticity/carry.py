@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from retain.plasticity import learn_online
 from retain.studies.base import Keeper
-from retain.studies.plasticity.common import inputs_of, target
+from retain.studies.plasticity.common import inputs_of, target, tell
 from retain.studies.plasticity.spec import PlasticitySpec
 from retain.studies.plasticity.variants import layers_of, rules, wide
 from retain.studies.steps import once
@@ -39,7 +40,8 @@ def places(spec: PlasticitySpec, rule: str) -> list[tuple[str, float | str, dict
 def _carry(spec: PlasticitySpec, name: str, seed: int, recorder: Recorder) -> dict[str, Any]:
     rule, _ = rules(spec, name, seed)
     base: dict[str, Any] = {"name": "mnist", "width": spec.width, "layers": layers_of(name), "share": spec.cap / spec.width}
-    cells, known = [], {}
+    cells: list[dict[str, Any]] = []
+    known: dict[tuple[Any, ...], dict[str, Any]] = {}
     for axis, value, change in places(spec, name):
         there = {**base, **change}
         key = tuple(there.values())
@@ -48,7 +50,7 @@ def _carry(spec: PlasticitySpec, name: str, seed: int, recorder: Recorder) -> di
             # several axes go through the base: it is learned once
             net = wide(spec, inputs_of(task), there["layers"], there["width"], there["share"], seed)
             result = learn_online(net, rule, task, epochs=spec.passes, score_every=0, seed=seed)
-            known[key] = {"accuracy": result.final(), "validation": result.final("validation"), "diverged": result.diverged}
+            known[key] = {"accuracy": result.final(), "validation": result.final("validation"), "diverged": result.diverged or 0}
         cells.append({"rule": name, "axis": axis, "value": value, **known[key]})
-        recorder.event("carried", rule=name, axis=axis, value=value, accuracy=known[key]["accuracy"])
+        tell(recorder, f"{axis} {value}", len(cells), len(places(spec, name)), math.nan, test=float(known[key]["accuracy"]))
     return {"cells": cells}

@@ -13,6 +13,7 @@ from retain.plasticity import OnlineResult, Table, TableRule, learn_online, meta
 from retain.seeds import derive, generator
 from retain.studies.plasticity.spec import PlasticitySpec
 from retain.tasks import Task, digits, fashion_mnist, halfspace, mnist
+from retain.training.recorder import Recorder, Silent
 
 
 @lru_cache(maxsize=3)
@@ -55,7 +56,9 @@ def seed_of(seed: int, name: str, *index: int) -> int:
     return derive(seed, name, *index) % 2**31
 
 
-def learned(spec: PlasticitySpec, layers: int, seed: int, table: str, *, train_inputs: bool, **settings: Any) -> tuple[TableRule, Assembly, dict[str, Any]]:
+def learned(
+    spec: PlasticitySpec, layers: int, seed: int, table: str, recorder: Recorder | None = None, *, train_inputs: bool, **settings: Any
+) -> tuple[TableRule, Assembly, dict[str, Any]]:
     """A rule learned upstream, the network that it was learned on, and how it went.
 
     It is accepted or not by the validation accuracy of a pass over the upstream points from the network's start, by the learned rule alone.
@@ -65,18 +68,26 @@ def learned(spec: PlasticitySpec, layers: int, seed: int, table: str, *, train_i
         layers: Hidden layers; 0 is recurrent.
         seed: Of task, network and rule.
         table: Kind of table.
+        recorder: Gets an event each pass.
         train_inputs: Train the input weights too.
         **settings: Of the rule.
 
     Returns:
         The rule, the network, and plain values.
     """
+    recorder = recorder or Silent()
     task = upstream(spec, seed)
     net = network(spec, spec.dim, 2, layers, seed_of(seed, "upstream network"))
     rule = TableRule.fit(net, table, universal=spec.universal, form=spec.form, seed=seed_of(seed, "rule"), **settings)
     before = rule.output.table().detach().clone()
     options: dict[str, Any] = {"epochs": spec.rule_epochs, "batch_size": spec.rule_batch, "lr": spec.rule_lr, "weight_decay": spec.rule_decay}
-    options |= {"input_lr": spec.rule_lr if train_inputs else None, "loss": spec.loss, "double_softmax": spec.double_softmax, "seed": seed}
+    options |= {
+        "input_lr": spec.rule_lr if train_inputs else None,
+        "loss": spec.loss,
+        "double_softmax": spec.double_softmax,
+        "seed": seed,
+        "recorder": recorder,
+    }
     result = meta_learn(rule, task, net, **options)
     online = learn_online(net, rule, task, score_every=0, seed=seed)
     first = next((table for table in rule.hidden if isinstance(table, Table)), None)
@@ -97,7 +108,12 @@ def learned(spec: PlasticitySpec, layers: int, seed: int, table: str, *, train_i
     return rule, net, entry
 
 
+def tell(recorder: Recorder, task: str, number: int, of: int, loss: float, **accuracy: float) -> None:
+    """Show one of several results of a stage to the person who watches."""
+    recorder.event("step", task=task, epoch=number, epochs=of, loss=loss, accuracy={name.replace("_", " "): value for name, value in accuracy.items()})
+
+
 def record(result: OnlineResult) -> dict[str, Any]:
     """Learning by a rule, as plain values."""
-    kept = {"samples": result.samples, "online": result.online, "updates": result.updates, "diverged": result.diverged, "seconds": result.seconds}
+    kept = {"samples": result.samples, "online": result.online, "updates": result.updates, "diverged": result.diverged or 0, "seconds": result.seconds}
     return {**kept, **result.accuracy}

@@ -71,7 +71,7 @@ def _rows(spec: PlasticitySpec, results: Results) -> Shown:
         if row in GRADIENT:
             rows.append([ROWS[row], "", "", f"{_of(entries, lambda e: e['down']['test'][0]).percent()}", _of(entries, _final).percent(), "", "", ""])
             continue
-        diverged = sum(attempt["down"]["diverged"] is not None for entry in entries for attempt in entry["attempts"])
+        diverged = sum(attempt["down"]["diverged"] > 0 for entry in entries for attempt in entry["attempts"])
         rows.append(
             [
                 ROWS[row],

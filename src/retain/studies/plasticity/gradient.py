@@ -44,7 +44,7 @@ def descend(
     """
     data: Any = task.data
     adam = torch.optim.Adam(parameters, lr=lr)
-    found: dict[str, Any] = {"samples": [], "updates": [], "validation": [], "test": [], "diverged": None}
+    found: dict[str, Any] = {"samples": [], "updates": [], "validation": [], "test": [], "diverged": 0}
     seen, steps, due = 0, 0, every
 
     def score() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from retain.plasticity import learn_online
 from retain.seeds import generator
 from retain.studies.base import Keeper
 from retain.studies.plasticity import gradient
-from retain.studies.plasticity.common import inputs_of, target
+from retain.studies.plasticity.common import inputs_of, target, tell
 from retain.studies.plasticity.spec import PlasticitySpec
 from retain.studies.plasticity.variants import rules, wide
 from retain.studies.steps import once
@@ -103,5 +104,5 @@ def _attacked(spec: PlasticitySpec, name: str, seed: int, recorder: Recorder) ->
         with torch.no_grad():
             for kind, values in moved.items():
                 accuracy[kind].append(float((net(values).argmax(1) == labels).double().mean()))
-        recorder.event("noise", net=name, size=size, accuracy={kind: values[-1] for kind, values in accuracy.items()})
+        tell(recorder, f"size {size:g}", len(accuracy["pgd"]), len(spec.sizes), math.nan, **{kind: values[-1] for kind, values in accuracy.items()})
     return {"sizes": list(spec.sizes), **accuracy}

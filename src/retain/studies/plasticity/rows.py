@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from retain.plasticity import TableRule, learn_online
 from retain.studies.base import Keeper
 from retain.studies.plasticity import gradient
-from retain.studies.plasticity.common import inputs_of, learned, network, record, seed_of, target
+from retain.studies.plasticity.common import inputs_of, learned, network, record, seed_of, target, tell
 from retain.studies.plasticity.spec import PlasticitySpec
 from retain.studies.steps import once
 from retain.training.recorder import Recorder
@@ -47,7 +48,8 @@ def _gradient(spec: PlasticitySpec, row: str, seed: int, recorder: Recorder) -> 
     for layers in nets:
         ends["every"] = spec.every if layers == 2 else 0
         found[str(layers)] = gradient.tuned(lambda layers=layers: make(layers), task, spec.rates, **ends)
-        recorder.event("gradient", layers=layers, rate=found[str(layers)]["rate"], accuracy=found[str(layers)]["test"][-1])
+        ended = found[str(layers)]
+        tell(recorder, f"{layers} layers" if layers else "recurrent", len(found), len(nets), math.nan, held_out=ended["validation"][-1], test=ended["test"][-1])
     return {"down": found.get("2") or found[str(nets[0])], "nets": found}
 
 
@@ -59,15 +61,23 @@ def _rule(spec: PlasticitySpec, row: str, seed: int, recorder: Recorder) -> dict
     attempts: list[dict[str, Any]] = []
     for attempt in range(spec.attempts):
         own = seed_of(seed, "attempt", attempt) if attempt else seed
-        rule, _, entry = learned(spec, layers, own, table, train_inputs=train_inputs)
+        rule, _, entry = learned(spec, layers, own, table, recorder, train_inputs=train_inputs)
         if row == "rnn-mistakes":
             rule.when, rule.edges = "mistakes", "label and predicted"
         down = network(spec, inputs_of(task), 10, layers, seed_of(own, "network", layers))
         result = learn_online(
-            down, rule, task, epochs=spec.passes, score_every=spec.every, seed=own, input_lr=spec.downstream_input_lr, double_softmax=spec.double_softmax
+            down,
+            rule,
+            task,
+            epochs=spec.passes,
+            score_every=spec.every,
+            seed=own,
+            input_lr=spec.downstream_input_lr,
+            double_softmax=spec.double_softmax,
+            recorder=recorder,
         )
         attempts.append({**entry, "down": record(result)})
-        recorder.event("attempt", row=row, attempt=attempt, validation=entry["validation"], accuracy=result.final())
+        tell(recorder, "halfspace, mnist", attempt + 1, spec.attempts, entry["loss"][-1], halfspace=entry["validation"], mnist=result.final())
         if entry["validation"] >= spec.accept:
             break
     start = TableRule.fit(down, table, universal=spec.universal, form=spec.form, seed=seed_of(seed, "rule"))

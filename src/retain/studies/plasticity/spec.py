@@ -56,9 +56,9 @@ class PlasticitySpec(Spec):
     ties: Literal["fire", "silent"] = Field("fire", description="whether units of rate 0 fire where too few are positive (as published)")
     dim: PositiveInt = Field(16, description="upstream: values of a point of the halfspace task")
     points: PositiveInt = Field(1500, description="upstream: training points; 500 more are held out and 500 are for testing")
-    rule_epochs: PositiveInt = Field(20, description="upstream: passes in which the rule is learned")
+    rule_epochs: PositiveInt = Field(10, description="upstream: passes in which the rule is learned")
     rule_batch: PositiveInt = Field(100, description="upstream: samples between two resets")
-    rule_lr: PositiveFloat = Field(0.01, description="upstream: Adam's learning rate")
+    rule_lr: PositiveFloat = Field(0.03, description="upstream: Adam's learning rate")
     rule_decay: float = Field(0.01, ge=0, allow_inf_nan=False, description="upstream: its weight decay, which shrinks the rule too (as published)")
     universal: bool = Field(True, description="one hidden table for all layers; otherwise one a layer")
     form: Literal["additive", "multiplicative"] = Field("additive", description="how a rule changes a weight")
@@ -68,10 +68,10 @@ class PlasticitySpec(Spec):
     accept: Size = Field(0.7, description="upstream: learn the rule again below this validation accuracy")
     attempts: PositiveInt = Field(3, description="upstream: at most so often")
     passes: PositiveInt = Field(1, description="downstream: passes over the images")
-    every: PositiveInt = Field(500, description="downstream: score after so many images")
+    every: PositiveInt = Field(1000, description="downstream: score after so many images")
     rows: tuple[Row, ...] = Field(ROWS, min_length=1, description=f"rows: what is compared: {', '.join(ROWS)}")
     rates: tuple[PositiveFloat, ...] = Field(
-        (0.001, 0.003, 0.01, 0.03), min_length=1, description="learning rates of which tuned gradient descent takes the best on validation images"
+        (0.003, 0.01, 0.03), min_length=1, description="learning rates of which tuned gradient descent takes the best on validation images"
     )
     variants: tuple[Variant, ...] = Field(VARIANTS, min_length=1, description=f"variants, carry: what is compared: {', '.join(VARIANTS)}")
     widths: tuple[PositiveInt, ...] = Field((100, 300), min_length=1, description="variants: units of the one hidden layer")
@@ -89,9 +89,18 @@ class PlasticitySpec(Spec):
     pgd_steps: PositiveInt = Field(10, description="noise: steps of projected gradient descent")
 
 
-_FULL: dict[str, Any] = {"embedded": False, "validation": 5000, "rule_epochs": 50, "seeds": 5, "threads": 1}
+_FULL: dict[str, Any] = {
+    "embedded": False,
+    "validation": 5000,
+    "rule_epochs": 50,
+    "rule_lr": 0.01,
+    "rates": (0.001, 0.003, 0.01, 0.03),
+    "every": 500,
+    "seeds": 5,
+    "threads": 1,
+}
 PRESETS: dict[str, dict[str, Any]] = {
-    "quick": {"threads": 1},
+    "quick": {"seeds": 2, "threads": 1},
     "paper": {**_FULL, "parts": ("rows",)},
     "best": {**_FULL, "parts": ("variants",), "widths": (100, 1000), "every": 5000},
     "carry": {**_FULL, "parts": ("carry",), "carry_widths": (25, 50, 100, 200, 500, 1000), "every": 5000},

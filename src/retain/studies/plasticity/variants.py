@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from retain.plasticity import LocalRule, Rule, TableRule, learn_online
 from retain.plasticity import learned as shipped
 from retain.studies.base import Keeper
 from retain.studies.plasticity import gradient
-from retain.studies.plasticity.common import inputs_of, learned, network, record, seed_of, target
+from retain.studies.plasticity.common import inputs_of, learned, network, record, seed_of, target, tell
 from retain.studies.plasticity.spec import PlasticitySpec
 from retain.studies.steps import once
 from retain.training.recorder import Recorder
@@ -74,10 +75,10 @@ def _variant(spec: PlasticitySpec, variant: str, seed: int, recorder: Recorder) 
         task = target(spec, name, seed)
         for width in spec.widths:
             net = wide(spec, inputs_of(task), layers_of(variant), width, spec.share, seed)
-            result = learn_online(net, rule, task, epochs=spec.passes, score_every=spec.every, seed=seed)
+            result = learn_online(net, rule, task, epochs=spec.passes, score_every=spec.every, seed=seed, recorder=recorder)
             begun = learn_online(net, start, task, epochs=spec.passes, score_every=0, seed=seed)
             cells.append({"variant": variant, "width": width, "target": name, "start": record(begun), "down": record(result)})
-            recorder.event("variant", variant=variant, width=width, task=name, accuracy=result.final(), start=begun.final())
+            tell(recorder, f"{name}, width {width}", len(cells), len(spec.targets) * len(spec.widths), math.nan, learned=result.final(), start=begun.final())
     return {"cells": cells}
 
 
@@ -96,5 +97,5 @@ def _tuned(spec: PlasticitySpec, seed: int, recorder: Recorder) -> dict[str, Any
                 every=spec.every,
             )
             cells.append({"variant": "tuned", "width": width, "target": name, "down": found})
-            recorder.event("gradient", width=width, task=name, rate=found["rate"], accuracy=found["test"][-1])
+            tell(recorder, f"{name}, width {width}", len(cells), len(spec.targets) * len(spec.widths), math.nan, gradient=found["test"][-1])
     return {"cells": cells}

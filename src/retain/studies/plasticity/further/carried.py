@@ -42,7 +42,7 @@ def shown(spec: PlasticitySpec, results: Results) -> tuple[list[Table], list[Fig
             found = _found(results, rule, axis)
             for value, accuracy in found.items():
                 place = DATA[value] if axis == "data" else f"{title} {value:g}"
-                diverged = sum(c["diverged"] is not None for r in results for c in r["carry"] if (c["rule"], c["axis"], c["value"]) == (rule, axis, value))
+                diverged = sum(c["diverged"] > 0 for r in results for c in r["carry"] if (c["rule"], c["axis"], c["value"]) == (rule, axis, value))
                 rows.append([VARIANTS[rule], place, accuracy.percent(), str(diverged)])
             if found and axis != "data":
                 ends = list(found.values())

@@ -76,7 +76,7 @@ def shown(spec: PlasticitySpec, results: Results) -> tuple[list[Table], list[Fig
                         _final(cells).percent(),
                         begun,
                         _updates(cells, spec.level),
-                        f"{sum(place is not None for place in diverged)} of {len(diverged)}",
+                        f"{sum(place > 0 for place in diverged)} of {len(diverged)}",
                     ]
                 )
         columns = ["", "held out %", "test %", "not learned, test %", f"updates to {100 * spec.level:g} %", "diverged"]
