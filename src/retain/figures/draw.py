@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 # Okabe and Ito's colours, told apart by readers with any colour vision
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666", "#000000", "#8C510A", "#762A83", "#A6D854")
 _ABREAST = 5  # matrices side by side
+_INSIDE = 6  # lines up to which a legend finds room between them
 _STYLE: dict[str, Any] = {
     "font.size": 10,
     "axes.spines.top": False,
@@ -91,7 +92,7 @@ def _lines(spec: Lines) -> Drawing:
     from matplotlib.ticker import MaxNLocator
 
     panels = spec.panels or {"": spec.series}
-    figure, axes = _canvas(len(panels), 4.6 if len(panels) > 1 else 6.4)
+    figure, axes = _canvas(len(panels), 4.6 if len(panels) > 1 else 6.4, 3.4 + 0.2 * (max(map(len, panels.values())) > _INSIDE))
     for ax, (title, all_series) in zip(axes, panels.items(), strict=True):
         for place, series in enumerate(all_series):
             color = _color(series, place)
@@ -126,7 +127,11 @@ def _lines(spec: Lines) -> Drawing:
             ax.set_yscale("log")
     axes[0].set_ylabel(spec.y_label)
     if any(len(group) > 1 for group in panels.values()):
-        axes[-1].legend(fontsize=9)
+        if max(map(len, panels.values())) > _INSIDE:
+            handles, labels = max((ax.get_legend_handles_labels() for ax in axes), key=lambda found: len(found[1]))
+            figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8)
+        else:
+            axes[-1].legend(fontsize=9)
     figure.suptitle(spec.title, fontsize=11)
     return figure
 
@@ -161,7 +166,7 @@ def _scatter(spec: Scatter) -> Drawing:
 def _matrices(spec: Matrices) -> Drawing:
     columns = min(len(spec.matrices), _ABREAST)
     lines = -(-len(spec.matrices) // columns)
-    figure = _drawing()(figsize=(2.6 * columns, (0.9 + 0.55 * len(spec.y_labels)) * lines), layout="constrained")
+    figure = _drawing()(figsize=(max(2.6, 0.5 * len(spec.x_labels)) * columns, (0.9 + 0.55 * len(spec.y_labels)) * lines), layout="constrained")
     grid = figure.subplots(lines, columns, squeeze=False, sharey=True).flatten()
     for ax in grid[len(spec.matrices) :]:
         ax.set_axis_off()

@@ -15,7 +15,7 @@ ROWS = {
     "prepostcount-2": "PrePostCount, 2 layers",
     "prepostcount-3": "PrePostCount, 3 layers",
     "prepostcount-4": "PrePostCount, 4 layers",
-    "prepost-2-trained": "PrePost, 2 layers, input weights trained upstream",
+    "prepost-2-trained": "PrePost, 2 layers, inputs trained",
     "vanilla": "gradient descent, as published",
     "tuned": "gradient descent, tuned",
 }
