@@ -194,3 +194,93 @@ def test_genes_and_back():
     rule, other = LocalRule(coefficients=EVERYTHING), LocalRule()
     other.express(rule.genes())
     assert all(math.isclose(value, rule.coefficients()[name], rel_tol=1e-12) for name, value in other.coefficients().items())
+
+
+FAST = {"generations": 4, "population": 6, "tasks_each": 2, "nets": ({"width": 40, "cap": 15, "p": 1.0, "dtype": torch.float32},)}
+
+
+@pytest.mark.parametrize("method", ["cmaes", "xnes"])
+def test_evolution_finds_a_better_rule(method):
+    made = {"kinds": ("teacher", "images"), "n": 300, "validation": 300}
+    found = []
+    for _ in range(2):
+        rule = LocalRule("random", coefficients={"error": 1e-4, "feedback": 1e-4})
+        own, choice = plasticity.draw_tasks(3, **made, seed=1), plasticity.draw_tasks(2, **made, seed=2)
+        result = plasticity.evolve(rule, own, choice=choice, method=method, spread=2.0, horizons=(100, 300), **FAST)
+        found.append(rule.coefficients())
+    assert found[0] == found[1]  # the seed decides everything
+    assert result.horizons == [100, 100, 300, 300] and result.diverged == [0] * 4 and len(result.best) == len(result.mean) == 4
+    assert result.chosen > result.start + 0.05 and rule.facts["accuracy"]["chosen"] == result.chosen
+    assert not set(rule.facts["learned_on"]) & set(rule.facts["chosen_on"])
+    assert f"{100 * result.chosen:.1f}" in str(result.table()) and result.plot().axes
+
+
+def test_what_is_chosen_is_measured_again():
+    from retain.plasticity.evolution import success
+
+    tasks_ = plasticity.draw_tasks(2, kinds=("teacher",), n=200, validation=200, seed=3)
+    rule = LocalRule("none")
+    result = plasticity.evolve(rule, tasks_, horizons=(200,), **FAST)
+    from retain.seeds import derive
+
+    again = [success(rule, task, 200, FAST["nets"][0], derive(0, "networks", 0, i)) for i, task in enumerate(tasks_)]
+    assert result.chosen == sum(again) / 2
+
+
+def test_evolution_counts_divergence_and_gives_it_the_worst_rank():
+    tasks_ = plasticity.draw_tasks(2, kinds=("teacher",), n=600, validation=100)
+    rule = LocalRule("random", coefficients={"hebb": -3.0, "oja": -0.9})  # grows without end
+    with pytest.raises(InputError, match="divergence of all"):
+        plasticity.evolve(rule, tasks_, horizons=(600,), spread=1e-3, **FAST)
+    edge = LocalRule("random", coefficients={"error": 1.0, "oja": -0.02})
+    result = plasticity.evolve(edge, tasks_, horizons=(6000,), spread=6.0, **FAST | {"generations": 3})
+    assert sum(result.diverged) > 0 and result.chosen > 0 and edge.facts["divergences"] == sum(result.diverged)
+
+
+def test_evolution_of_tables():
+    rule = plasticity.TableRule("prepost", hidden=0, when="mistakes", edges="label and predicted")
+    own = plasticity.draw_tasks(2, kinds=("halfspace",), n=300, validation=300)
+    result = plasticity.evolve(rule, own, horizons=(300,), **FAST | {"nets": ({"width": 40, "cap": 15},)}, spread=1.0)
+    assert result.chosen > 0.7 > result.start
+
+
+def test_evolution_refuses(monkeypatch):
+    own = plasticity.draw_tasks(1, kinds=("teacher",), n=20, validation=0)
+    with pytest.raises(InputError, match="validation"):
+        plasticity.evolve(LocalRule(), own, generations=1)
+    for wrong in ({"method": "cma"}, {"population": 2}, {"horizons": ()}, {"horizons": (0,)}, {"spread": 0.0}, {"nets": ()}):
+        with pytest.raises(InputError):
+            plasticity.evolve(LocalRule(), own, **wrong)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"retain\[plasticity\]"):
+        plasticity.evolve(LocalRule(), own)
+
+
+def test_pictures_are_like_pictures():
+    task = plasticity.image_like(20, 400, classes=6, seed=4)
+    x, y = task.data.inputs, task.data.targets
+    assert x.shape == (400, 400) and float(x.min()) == 0 and 0.5 < float(x.max()) <= 1 and task.classes == tuple(range(6))
+    assert 0.4 < float((x == 0).double().mean()) < 0.95
+    grid = x.view(-1, 20, 20) - x.view(-1, 20, 20).mean(0)
+    near, far = ((grid[:, :, :-k] * grid[:, :, k:]).mean() / grid.square().mean() for k in (1, 10))
+    assert near > 0.6 and far < 0.3
+    own = torch.stack([x[y == c].mean(0) for c in range(6)])
+    asked = task.validation
+    nearest = torch.cdist(asked.inputs, own).argmin(1)
+    assert 0.6 < float((nearest == asked.targets).double().mean()) < 1  # telling them apart can be learned, and is not trivial
+    again, other = plasticity.image_like(20, 400, classes=6, seed=4), plasticity.image_like(20, 400, classes=6, seed=5)
+    assert torch.equal(again.data.inputs, x) and not torch.equal(other.data.inputs, x)
+
+
+def test_families_differ_by_seed_and_kind():
+    drawn = plasticity.draw_tasks(8, n=60, validation=20, seed=7)
+    assert [task.id.split("-")[0] for task in drawn] == ["images", "halfspace", "relu", "teacher"] * 2
+    assert len({task.id for task in drawn}) == 8
+    assert all(task.validation.size == 20 and task.test is None for task in drawn)
+    assert [task.id for task in plasticity.draw_tasks(8, n=60, validation=20, seed=8)] != [task.id for task in drawn]
+    for wrong in ({"kinds": ("image",)}, {"n": 0}):
+        with pytest.raises(InputError):
+            plasticity.draw_tasks(2, **wrong)
+    for wrong in ({"ink": 1.0}, {"side": 3}, {"alike": -0.1}):
+        with pytest.raises(InputError):
+            plasticity.image_like(**wrong)

@@ -74,9 +74,10 @@ def _variant(spec: PlasticitySpec, variant: str, seed: int, recorder: Recorder) 
     for name in spec.targets:
         task = target(spec, name, seed)
         for width in spec.widths:
-            net = wide(spec, inputs_of(task), layers_of(variant), width, spec.share, seed)
+            # a network each: some rules change the input weights too
+            net, same = (wide(spec, inputs_of(task), layers_of(variant), width, spec.share, seed) for _ in range(2))
             result = learn_online(net, rule, task, epochs=spec.passes, score_every=spec.every, seed=seed, recorder=recorder)
-            begun = learn_online(net, start, task, epochs=spec.passes, score_every=0, seed=seed)
+            begun = learn_online(same, start, task, epochs=spec.passes, score_every=0, seed=seed)
             cells.append({"variant": variant, "width": width, "target": name, "start": record(begun), "down": record(result)})
             tell(recorder, f"{name}, width {width}", len(cells), len(spec.targets) * len(spec.widths), math.nan, learned=result.final(), start=begun.final())
     return {"cells": cells}
