@@ -85,15 +85,16 @@ def load_rule(folder: str | Path) -> Rule:
     if not isinstance(card, dict) or card.get("schema") != SCHEMA:
         found = card.get("schema", "none") if isinstance(card, dict) else type(card).__name__
         raise InputError("schema", f"{SCHEMA} in {card_file}", found, "It was written by another version of retain.")
-    if card.get("family") not in FAMILIES:
-        raise InputError("family", f"a known family of rules in {card_file}", repr(card.get("family")), nearest(str(card.get("family")), FAMILIES))
+    family = card.get("family")
+    if not isinstance(family, str) or family not in FAMILIES:
+        raise InputError("family", f"a known family of rules in {card_file}", repr(family), nearest(str(family), FAMILIES))
     try:
-        rule = FAMILIES[card["family"]].from_settings(card["settings"])
+        rule = FAMILIES[family].from_settings(card["settings"])
         promised = {name: (tuple(entry["shape"]), entry["dtype"]) for name, entry in card["tensors"].items()}
         facts = dict(card.get("facts", {}))
     except InputError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, MemoryError) as error:  # the last two: sizes that no memory holds
         raise InputError("card", f"a whole card in {card_file}", f"a damaged one ({error!r})") from error
     own = {name: (tuple(value.shape), str(value.dtype).removeprefix("torch.")) for name, value in rule.numbers().items()}
     stored = {name: (tuple(value.shape), str(value.dtype).removeprefix("torch.")) for name, value in numbers.items()}

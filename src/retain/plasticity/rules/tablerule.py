@@ -79,13 +79,18 @@ class TableRule(Rule):
             if value not in choices:
                 raise InputError(name, f"one of {', '.join(choices)}", repr(value), nearest(str(value), choices))
         check_count("hidden", hidden, least=0)
+        if check_count("states", states, least=2) > 256:
+            raise InputError("states", "at most 256, the firing histories of 7 rounds", states)
+        for name, flag in (("gated", gated), ("average", average)):
+            if not isinstance(flag, bool):
+                raise InputError(name, "True or False", repr(flag))
         if average and form == "multiplicative":
             raise InputError("average", "an additive rule to average the weights of", "a multiplicative one", "Pass average=False.")
         kind = TABLES[table]
         if kind.counting != "none" and states != 2 and hidden:
             raise InputError("table", "'prepost' in recurrent networks: a count of what fired is not defined over several rounds", repr(table))
-        self.kind, self.form, self.when, self.edges, self.gated = table, form, when, edges, bool(gated)
-        self.rate, self.average = check_positive("rate", rate), bool(average)
+        self.kind, self.form, self.when, self.edges, self.gated = table, form, when, edges, gated
+        self.rate, self.average = check_positive("rate", rate), average
         self.hidden = nn.ModuleList(kind(states, states, cap, 1000 * seed + i) for i in range(hidden))
         self.output = kind(states, 4 if gated else 2, cap, None)
 
@@ -135,7 +140,7 @@ class TableRule(Rule):
                 f"one for {self.output.states}",
                 "Learn the rule on a network of this kind, and of as many rounds.",
             )
-        if net.hidden and len(self.hidden) not in (1, len(net.hidden)):
+        if len(self.hidden) not in (1, len(net.hidden)):
             found = f"{len(self.hidden)}"
             raise InputError("rule", f"one table for all, or one for each of {len(net.hidden)} hidden plastic matrices", found, "Learn it with hidden=1.")
         if self.output.counting == "count" and net.cap != self.output.cap:
