@@ -33,7 +33,7 @@ def target(spec: PlasticitySpec, name: str, seed: int) -> Task:
 
 def upstream(spec: PlasticitySpec, seed: int) -> Task:
     """The halfspace task of a run."""
-    return halfspace(spec.dim, spec.points, seed=seed)
+    return halfspace(spec.dim, spec.upstream_points, seed=seed)
 
 
 def network(spec: PlasticitySpec, inputs: int, classes: int, layers: int, seed: int, **changes: Any) -> Assembly:
@@ -115,5 +115,5 @@ def tell(recorder: Recorder, task: str, number: int, of: int, loss: float, **acc
 
 def record(result: OnlineResult) -> dict[str, Any]:
     """Learning by a rule, as plain values."""
-    kept = {"samples": result.samples, "online": result.online, "updates": result.updates, "diverged": result.diverged or 0, "seconds": result.seconds}
+    kept = {"samples": result.samples, "online": result.online, "updates": result.updates, "diverged": result.diverged or 0}
     return {**kept, **result.accuracy}

@@ -49,13 +49,13 @@ def sentence(spec: PlasticitySpec, results: Results, part: str) -> str:
 def numbers(spec: PlasticitySpec, results: Results) -> dict[str, Any]:
     """The main numbers, for machines."""
     found: dict[str, Any] = {}
-    if "rows" in spec.parts:
+    if "rows" in spec.experiments:
         for row in spec.rows:
             entries = _entries(results, row)
             found[row] = {"test": _of(entries, _final)._asdict()}
             if row not in GRADIENT:
                 found[row] |= {"accepted": sum(entry["accepted"] for entry in entries), "upstream": _of(entries, _upstream)._asdict()}
-    if "variants" in spec.parts:
+    if "variants" in spec.experiments:
         found["variants"] = varied.numbers(spec, results)
     return found
 

@@ -35,22 +35,32 @@ def run(spec: PlasticitySpec, seed: int, keeper: Keeper) -> list[dict[str, Any]]
 
 def _gradient(spec: PlasticitySpec, row: str, seed: int, recorder: Recorder) -> dict[str, Any]:
     task = target(spec, "mnist", seed)
-    ends: dict[str, Any] = {"passes": spec.passes, "seed": seed, "every": spec.every}
+    ends: dict[str, Any] = {"passes": spec.passes, "seed": seed, "every": spec.curve_every}
 
     def make(layers: int) -> Any:
         return network(spec, inputs_of(task), 10, layers, seed_of(seed, "network", layers), start="uniform")
 
     if row == "vanilla":
-        return {"down": gradient.published(make(2), task, **ends)}
+        found = gradient.published(make(2), task, **ends)
+        tell(recorder, "mnist", 1, 1, math.nan, held_out=found["validation"][-1], test=found["test"][-1])
+        return {"down": found}
     # of every architecture that a row has, since each rule is compared with gradient descent on its own network
     nets = sorted({layers_of(name) for name in spec.rows})
-    found = {}
+    descended: dict[str, Any] = {}
     for layers in nets:
-        ends["every"] = spec.every if layers == 2 else 0
-        found[str(layers)] = gradient.tuned(lambda layers=layers: make(layers), task, spec.rates, **ends)
-        ended = found[str(layers)]
-        tell(recorder, f"{layers} layers" if layers else "recurrent", len(found), len(nets), math.nan, held_out=ended["validation"][-1], test=ended["test"][-1])
-    return {"down": found.get("2") or found[str(nets[0])], "nets": found}
+        ends["every"] = spec.curve_every if layers == 2 else 0
+        descended[str(layers)] = gradient.tuned(lambda layers=layers: make(layers), task, spec.rates, **ends)
+        ended = descended[str(layers)]
+        tell(
+            recorder,
+            f"{layers} layers" if layers else "recurrent",
+            len(descended),
+            len(nets),
+            math.nan,
+            held_out=ended["validation"][-1],
+            test=ended["test"][-1],
+        )
+    return {"down": descended.get("2") or descended[str(nets[0])], "nets": descended}
 
 
 def _rule(spec: PlasticitySpec, row: str, seed: int, recorder: Recorder) -> dict[str, Any]:
@@ -70,7 +80,7 @@ def _rule(spec: PlasticitySpec, row: str, seed: int, recorder: Recorder) -> dict
             rule,
             task,
             epochs=spec.passes,
-            score_every=spec.every,
+            score_every=spec.curve_every,
             seed=own,
             input_lr=spec.downstream_input_lr,
             double_softmax=spec.double_softmax,

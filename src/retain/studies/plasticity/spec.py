@@ -48,14 +48,14 @@ class PlasticitySpec(Spec):
     embedded: bool = Field(True, description="use the 10,000 + 2,000 images that come with Retain")
     offset: int = Field(0, ge=0, description="added to every seed: 100 is the seed on which settings were chosen")
     validation: int = Field(1000, ge=1, description="training images held out, on which choices are made")
-    parts: tuple[Part, ...] = Field(("rows", "variants", "carry", "noise"), min_length=1, description="what is run: rows, variants, carry, noise")
+    experiments: tuple[Part, ...] = Field(("rows", "variants", "carry", "noise"), min_length=1, description="what is run: rows, variants, carry, noise")
     width: PositiveInt = Field(100, description="units a layer")
     p: Share = Field(0.5, description="probability of an edge")
     cap: PositiveInt = Field(50, description="units that fire")
     rounds: int = Field(2, ge=0, le=7, description="rounds of the recurrent network")
     ties: Literal["fire", "silent"] = Field("fire", description="whether units of rate 0 fire where too few are positive (as published)")
     dim: PositiveInt = Field(16, description="upstream: values of a point of the halfspace task")
-    points: PositiveInt = Field(1500, description="upstream: training points; 500 more are held out and 500 are for testing")
+    upstream_points: PositiveInt = Field(1500, description="upstream: training points; 500 more are held out and 500 are for testing")
     rule_epochs: PositiveInt = Field(10, description="upstream: passes in which the rule is learned")
     rule_batch: PositiveInt = Field(100, description="upstream: samples between two resets")
     rule_lr: PositiveFloat = Field(0.03, description="upstream: Adam's learning rate")
@@ -68,7 +68,7 @@ class PlasticitySpec(Spec):
     accept: Size = Field(0.7, description="upstream: learn the rule again below this validation accuracy")
     attempts: PositiveInt = Field(3, description="upstream: at most so often")
     passes: PositiveInt = Field(1, description="downstream: passes over the images")
-    every: PositiveInt = Field(1000, description="downstream: score after so many images")
+    curve_every: PositiveInt = Field(1000, description="downstream: score after so many images")
     rows: tuple[Row, ...] = Field(ROWS, min_length=1, description=f"rows: what is compared: {', '.join(ROWS)}")
     rates: tuple[PositiveFloat, ...] = Field(
         (0.003, 0.01, 0.03), min_length=1, description="learning rates of which tuned gradient descent takes the best on validation images"
@@ -95,14 +95,14 @@ _FULL: dict[str, Any] = {
     "rule_epochs": 50,
     "rule_lr": 0.01,
     "rates": (0.001, 0.003, 0.01, 0.03),
-    "every": 500,
+    "curve_every": 500,
     "seeds": 5,
     "threads": 1,
 }
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": {"seeds": 2, "threads": 1},
-    "paper": {**_FULL, "parts": ("rows",)},
-    "best": {**_FULL, "parts": ("variants",), "widths": (100, 1000), "every": 5000},
-    "carry": {**_FULL, "parts": ("carry",), "carry_widths": (25, 50, 100, 200, 500, 1000), "every": 5000},
-    "noise": {**_FULL, "parts": ("noise",), "attacked": 2000, "sizes": (0.0, 0.01, 0.02, 0.05, 0.1, 0.2)},
+    "paper": {**_FULL, "experiments": ("rows",)},
+    "best": {**_FULL, "experiments": ("variants",), "widths": (100, 1000), "curve_every": 5000},
+    "carry": {**_FULL, "experiments": ("carry",), "carry_widths": (25, 50, 100, 200, 500, 1000), "curve_every": 5000},
+    "noise": {**_FULL, "experiments": ("noise",), "attacked": 2000, "sizes": (0.0, 0.01, 0.02, 0.05, 0.1, 0.2)},
 }

@@ -56,7 +56,7 @@ class PlasticityStudy(Study):
 
     def stages(self, spec: PlasticitySpec) -> list[str]:
         """Part by part."""
-        return [stage for part in spec.parts for stage in PARTS[part].stages(spec)]
+        return [stage for part in spec.experiments for stage in PARTS[part].stages(spec)]
 
     def check(self, spec: PlasticitySpec) -> None:
         """Load the data, and see that the sizes go together and nothing is asked for twice."""
@@ -68,8 +68,8 @@ class PlasticityStudy(Study):
             raise InputError("--from", "a study that starts from a stored model", "plasticity", "It learns its rules itself.")
         if spec.cap > spec.width:
             raise InputError("cap", f"at most the width, {spec.width}", spec.cap)
-        spec.check_once("parts", "rows", "rates", "variants", "widths", "targets", "carried", "carry_widths", "carry_layers", "carry_shares", "sizes")
-        names = {"mnist", *(spec.targets if "variants" in spec.parts else ()), *(("fashion",) if "carry" in spec.parts else ())}
+        spec.check_once("experiments", "rows", "rates", "variants", "widths", "targets", "carried", "carry_widths", "carry_layers", "carry_shares", "sizes")
+        names = {"mnist", *(spec.targets if "variants" in spec.experiments else ()), *(("fashion",) if "carry" in spec.experiments else ())}
         for name in sorted(names):
             task = whole(name, spec.embedded, spec.data)
             if name != "digits" and spec.validation >= task.n:
@@ -87,7 +87,7 @@ class PlasticityStudy(Study):
         learn_online(net, rule, few, score_every=0)  # compiles, or loads what was compiled
         second = learn_online(net, rule, few, score_every=0).seconds / 1000
         images = spec.passes * task.n * len(self.stages(spec))
-        meta = spec.points * spec.rule_epochs * len([stage for stage in self.stages(spec) if "tuned" not in stage])
+        meta = spec.upstream_points * spec.rule_epochs * len([stage for stage in self.stages(spec) if "tuned" not in stage])
         scored = 2.0  # what scoring costs beside learning
         seconds = scored * images * second + meta * 1e-4
         parameters = sum(p.numel() for p in net.parameters())
@@ -97,7 +97,7 @@ class PlasticityStudy(Study):
         """Every part."""
         found: dict[str, Any] = {}
         seed += spec.offset
-        for part in spec.parts:
+        for part in spec.experiments:
             found[part] = PARTS[part].run(spec, seed, keeper)
             keeper.notice("verdict", text=f"Seed {seed}: {show.sentence(spec, [found], part)}")
         return found
@@ -107,15 +107,15 @@ class PlasticityStudy(Study):
         notes = sorted({whole(name, spec.embedded, spec.data).note for name in ("mnist", "fashion")} - {""}) if spec.embedded else []
         tables: list[Table] = []
         figures: list[Figure] = []
-        for part in spec.parts:
+        for part in spec.experiments:
             found = show.SHOWN[part](spec, results)
             tables += found[0]
             figures += found[1]
-        if "rows" in spec.parts:
+        if "rows" in spec.experiments:
             notes.append(
                 "Reported by the notebook, test accuracy on MNIST after one epoch, 5 runs: recurrent 11.0, 18.7, 23.2, 22.9, 17.9 %; PrePost "
                 "with two hidden layers 62.3, "
                 "52.8, 62.5, 59.6 % (the fifth run was interrupted). The other rows were never run."
             )
-        headline = " ".join(show.sentence(spec, results, part) for part in spec.parts[:2])
+        headline = " ".join(show.sentence(spec, results, part) for part in spec.experiments[:2])
         return Outcome(headline, tables, figures, notes, show.numbers(spec, results))

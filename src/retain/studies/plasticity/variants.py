@@ -76,7 +76,7 @@ def _variant(spec: PlasticitySpec, variant: str, seed: int, recorder: Recorder) 
         for width in spec.widths:
             # a network each: some rules change the input weights too
             net, same = (wide(spec, inputs_of(task), layers_of(variant), width, spec.share, seed) for _ in range(2))
-            result = learn_online(net, rule, task, epochs=spec.passes, score_every=spec.every, seed=seed, recorder=recorder)
+            result = learn_online(net, rule, task, epochs=spec.passes, score_every=spec.curve_every, seed=seed, recorder=recorder)
             begun = learn_online(same, start, task, epochs=spec.passes, score_every=0, seed=seed)
             cells.append({"variant": variant, "width": width, "target": name, "start": record(begun), "down": record(result)})
             tell(recorder, f"{name}, width {width}", len(cells), len(spec.targets) * len(spec.widths), math.nan, learned=result.final(), start=begun.final())
@@ -95,7 +95,7 @@ def _tuned(spec: PlasticitySpec, seed: int, recorder: Recorder) -> dict[str, Any
                 spec.rates,
                 passes=spec.passes,
                 seed=seed,
-                every=spec.every,
+                every=spec.curve_every,
             )
             cells.append({"variant": "tuned", "width": width, "target": name, "down": found})
             tell(recorder, f"{name}, width {width}", len(cells), len(spec.targets) * len(spec.widths), math.nan, gradient=found["test"][-1])

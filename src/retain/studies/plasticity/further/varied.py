@@ -84,7 +84,7 @@ def shown(spec: PlasticitySpec, results: Results) -> tuple[list[Table], list[Fig
             f"Mean ± standard error over {count(len(results), 'run')} after {count(spec.passes, 'pass', 'passes')}, {100 * spec.share:g} % of "
             "the units fire. 'Not learned' is the rule where learning it "
             "started. Updates until the held-out accuracy, seen every "
-            f"{spec.every:,} images: the mean of the runs that reach it; of gradient descent, steps of 100 images. Choices between rows are to "
+            f"{spec.curve_every:,} images: the mean of the runs that reach it; of gradient descent, steps of 100 images. Choices between rows are to "
             "be made by 'held out'."
         )
         tables.append(Table(f"Rules carried to {DATA[target]}", columns, rows, note))
