@@ -19,8 +19,9 @@ check: .venv/tested
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# two processes of one thread each: a file of tests stays in one of them
 unit: .venv/tested
-	OMP_NUM_THREADS=2 $(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
 .venv/bin/python:
 	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed; set PYTHON=/path/to/python."; exit 1; }
@@ -31,7 +32,7 @@ unit: .venv/tested
 .venv/installed: .venv/bin/python pyproject.toml
 	@echo "[2/3] Installing retain and torch. On Linux torch's default build brings CUDA: about 3 GB to download and 5.6 GB on disk."
 	@echo "      A few minutes; nothing is installed outside .venv. See the README for a CPU build of 0.9 GB."
-	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off $(PIP_FLAGS) -e . 2>&1 | grep --line-buffered -E '^(Collecting (torch|torchvision|matplotlib)|Installing|Successfully|ERROR|error)' | cut -c1-100 || true
+	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off $(PIP_FLAGS) -e '.[plasticity]' 2>&1 | grep --line-buffered -E '^(Collecting (torch|torchvision|matplotlib)|Installing|Successfully|ERROR|error)' | cut -c1-100 || true
 	@$(BIN)/python -c 'import torch, retain; print(f"      retain {retain.__version__}, torch {torch.__version__}")'
 	@touch $@
 

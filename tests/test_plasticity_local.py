@@ -78,7 +78,7 @@ def test_kernel_is_the_reference(feedback, when, cap):
             assert torch.equal(*answers)
         assert torch.equal(*[work.answer(work.prepare(x)) for work in works])
         first, second = (work.state for work in works)
-        for name in ("effective", "output", "mean"):
+        for name in ("effective", "output", "mean", "answering_inputs"):
             assert torch.allclose(getattr(first, name), getattr(second, name), rtol=1e-9, atol=1e-12), name
         for work, net in zip(works, nets, strict=True):
             work.store()
@@ -86,7 +86,7 @@ def test_kernel_is_the_reference(feedback, when, cap):
 
 
 def test_factors_of_units_are_put_into_the_weights_when_they_get_small():
-    rule = LocalRule("random", coefficients={"oja": 0.03})
+    rule = LocalRule("random", average=True, coefficients={"oja": 0.03})
     works = [learner(FeedForwardAssembly(12, 4, layers=1, width=6, cap=None), rule, engine) for engine in ("torch", "numba")]
     x, labels = samples(1500)
     for work in works:
@@ -94,6 +94,7 @@ def test_factors_of_units_are_put_into_the_weights_when_they_get_small():
     first, second = (work.state for work in works)
     # without a cap a unit shrinks by about 3 % a sample, to far below the smallest factor
     assert float(second.scale.min()) > 1e-6 and torch.allclose(first.effective, second.effective, rtol=1e-9, atol=1e-12)
+    assert torch.allclose(first.answering_inputs, second.answering_inputs, rtol=1e-9, atol=1e-12)
 
 
 def test_single_precision_stays_single():

@@ -93,11 +93,15 @@ def errors_of(logits: Any, label: int, error: Any) -> float:
 
 
 @njit(cache=True, nogil=True, fastmath=LOOSE)
-def decay_units(rate: Any, rates: Any, scale: Any, weights: Any) -> None:
+def decay_units(rate: Any, rates: Any, scale: Any, weights: Any, lag: Any, past: Any) -> None:
     """Shrink all weights of a unit by its squared rate: its factor takes it, until that would leave the range of numbers."""
     for j in range(len(scale)):
         scale[j] *= 1 - rate * rates[j] * rates[j]
         if not 1e-6 < abs(scale[j]) < 1e6:
+            if len(lag):
+                for k in range(len(weights)):
+                    lag[k, j] -= past[j] * weights[k, j]
+                past[j] = 0
             for k in range(len(weights)):
                 weights[k, j] *= scale[j]
             scale[j] = 1
@@ -125,15 +129,16 @@ def learn(inputs: Any, labels: Any, start: int, graph: Any, rule: Any, state: An
         start: Samples presented before.
         graph: Cap (-1: none), whether units of rate 0 are silent, edges ``[inputs, w]`` (empty where all are there).
         rule: Kind of feedback, on mistakes only, the coefficients.
-        state: Input weights ``[inputs, w]`` and the factor of each unit ``[w]``, output weights ``[m, w]``, feedback weights ``[m, w]`` and the mean of the
-            output weights (empty where nothing is averaged).
+        state: Input weights ``[inputs, w]`` and the factor of each unit ``[w]``, output weights ``[m, w]``, feedback weights ``[m, w]``; where weights
+            are averaged (else empty) the mean of the output weights, and of each unit the sum of its factor after each sample, ``past``, and of each input
+            weight what ``past`` times it is too much by, ``lag``: their difference is the sum of the weight after each sample.
 
     Returns:
         What was predicted before each update, ``[T]``.
     """
     cap, silent, edges = graph
     kind, mistakes, numbers = rule
-    weights, scale, out, back, mean = state
+    weights, scale, out, back, mean, past, lag = state
     c_error, c_label, c_decay, c_feedback, c_hebb, c_oja, exponent, horizon = numbers
     classes, width = out.shape
     real = out.dtype
@@ -174,10 +179,14 @@ def learn(inputs: Any, labels: Any, start: int, graph: Any, rule: Any, state: An
                     factor *= np.sqrt(count * wrong / norm)
                 own, hebb = real.type(factor), real.type(eta * c_hebb / (square + TINY))
                 if c_oja != 0.0:
-                    decay_units(real.type(eta * c_oja / power), rates, scale, weights)
+                    decay_units(real.type(eta * c_oja / power), rates, scale, weights, lag, past)
                 for j in range(width):
                     change[j] = fired[j] * (own * change[j] + hebb * rates[j]) / scale[j]
                 deposit(found, where, values, change, weights, edges)
+                if len(lag):
+                    for j in range(width):
+                        change[j] *= past[j]
+                    deposit(found, where, values, change, lag, edges)
             decay = real.type(eta * c_decay / power)
             for j in range(width):
                 keep[j] = 1 - decay * rates[j] * rates[j]
@@ -186,6 +195,8 @@ def learn(inputs: Any, labels: Any, start: int, graph: Any, rule: Any, state: An
                 for j in range(width):
                     row[j] = row[j] * keep[j] + grow * rates[j]
         if len(mean):
+            for j in range(len(past)):
+                past[j] += scale[j]
             share = real.type(1.0 / (start + t + 1))
             for r in range(classes):
                 row, behind = out[r], mean[r]

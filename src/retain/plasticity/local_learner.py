@@ -58,7 +58,7 @@ class LocalLearner:
 
         state, cap = self.state, -1 if self.net.cap is None else self.net.cap
         numbers = local_kernels.FEEDBACK[self.rule.feedback], self.rule.when == "mistakes", self.rule.values.detach().cpu().numpy()
-        arrays = tuple(part.numpy() for part in (state.inputs, state.scale, state.output, state.feedback, state.mean))
+        arrays = tuple(part.numpy() for part in (state.inputs, state.scale, state.output, state.feedback, state.mean, state.past, state.lag))
         samples = prepared.contiguous().numpy(), labels.contiguous().numpy()
         predicted = local_kernels.learn(*samples, state.seen, (cap, self.net.ties == "silent", self.edges), numbers, arrays)
         state.seen += len(labels)
@@ -67,7 +67,7 @@ class LocalLearner:
     def answer(self, prepared: Tensor) -> Tensor:
         """What is predicted."""
         state, answers = self.state, []
-        weights = None if self.fixed else state.effective
+        weights = None if self.fixed else state.answering_inputs
         for part in prepared.split(max(1, 2**22 // self.net.width)):
             current = part if weights is None else part.to(weights.dtype) @ weights
             if self.engine == "torch":
@@ -89,4 +89,4 @@ class LocalLearner:
         self.net.put([self.state.answering])
         if not self.fixed:
             with torch.no_grad():
-                self.net.input_weight.copy_(self.state.effective.T)
+                self.net.input_weight.copy_(self.state.answering_inputs.T)

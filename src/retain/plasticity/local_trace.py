@@ -24,6 +24,9 @@ class LocalState:
         output: ``[m, w]``.
         feedback: B, ``[m, w]``.
         mean: The mean of the output weights, ``[m, w]``; empty where nothing is averaged.
+        mean_inputs: The mean of the input weights, ``[inputs, w]``, as the reference keeps it; empty where these are not averaged.
+        past: What the kernels keep in its place: the sum of each unit's factor after each sample, ``[w]``,
+        lag: and what ``past`` times the input weights is larger by than the sum of these after each sample, ``[inputs, w]``.
         seen: Samples presented.
     """
 
@@ -32,14 +35,20 @@ class LocalState:
     output: Tensor
     feedback: Tensor
     mean: Tensor
+    mean_inputs: Tensor
+    past: Tensor
+    lag: Tensor
     seen: int = 0
 
     @classmethod
     def of(cls, net: Assembly, rule: LocalRule) -> LocalState:
         """The state that a network's weights are in; a copy."""
         weight, output = net.input_weight.detach(), net.output_weight.detach().clone()
+        inputs, scale = (weight * net.input_mask).T.contiguous(), torch.ones_like(weight[:, 0])
         mean = torch.zeros_like(output) if rule.average else output[:0]
-        return cls((weight * net.input_mask).T.contiguous(), torch.ones_like(weight[:, 0]), output, rule.drawn_feedback(net), mean)
+        moving = rule.average and rule.feedback != "none"
+        sums = [torch.zeros_like(part) if moving else part[:0] for part in (inputs, scale, inputs)]
+        return cls(inputs, scale, output, rule.drawn_feedback(net), mean, *sums)
 
     @property
     def effective(self) -> Tensor:
@@ -50,6 +59,13 @@ class LocalState:
     def answering(self) -> Tensor:
         """The output weights that answer."""
         return self.mean if len(self.mean) and self.seen else self.output
+
+    @property
+    def answering_inputs(self) -> Tensor:
+        """The input weights that answer."""
+        if not len(self.lag) or not self.seen:
+            return self.effective
+        return (self.past * self.inputs - self.lag) / self.seen if bool(self.past.any()) else self.mean_inputs
 
 
 def present(net: Assembly, rule: LocalRule, state: LocalState, inputs: Tensor, labels: Tensor) -> Tensor:
@@ -88,4 +104,6 @@ def present(net: Assembly, rule: LocalRule, state: LocalState, inputs: Tensor, l
         state.seen += 1
         if rule.average:
             state.mean = state.mean + (state.output - state.mean) / state.seen
+            if len(state.mean_inputs):
+                state.mean_inputs = state.mean_inputs + (state.inputs - state.mean_inputs) / state.seen
     return torch.stack(predicted)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from retain.errors import InputError, check_count, check_positive
 from retain.figures import Lines, Series, Table
@@ -141,14 +141,17 @@ def meta_learn(
         raise InputError("query", "'same' or 'next'", repr(query))
     if not isinstance(rule, TableRule):
         raise InputError("rule", "a TableRule, whose tables have a gradient", type(rule).__name__, "Use plasticity.evolve for other rules.")
+    if not tasks or not all(isinstance(task, Task) for task in tasks):
+        found = next((type(task).__name__ for task in tasks if not isinstance(task, Task)), "none")
+        raise InputError("tasks", "at least one task, and nothing else", found, "Pass retain.Task((inputs, labels)).")
     if nets is None:
         nets = [build(rule, task, 1000 * seed + i) for i, task in enumerate(tasks)]
-    nets = [nets] if isinstance(nets, Assembly) else list(nets)
-    if len(nets) != len(tasks) or not tasks:
+    nets = [nets] if isinstance(nets, nn.Module) else list(nets)
+    if len(nets) != len(tasks):
         raise InputError("nets", f"one network for each of the {len(tasks)} tasks", len(nets))
+    parts = [check_task(net, task) for net, task in zip(nets, tasks, strict=True)]
     for net in nets:
         rule.check(net)
-    parts = [check_task(net, task) for net, task in zip(nets, tasks, strict=True)]
     groups: list[dict[str, Any]] = [{"params": list(rule.parameters()), "lr": lr, "weight_decay": weight_decay}]
     if input_lr is not None:
         check_positive("input_lr", input_lr)
@@ -191,9 +194,10 @@ def _turns(steps: list[_Step], parts: list[dict[str, TensorData]], size: int, qu
     for number in range(max(map(len, orders))):
         for step, found, batches in zip(steps, parts, orders, strict=True):
             if number < len(batches):
-                rows, asked = batches[number], batches[(number + 1) % len(batches)] if query == "next" else batches[number]
-                data = found["data"]
-                yield step, (data.inputs[rows], data.targets[rows], data.inputs[asked], data.targets[asked])
+                data, rows = found["data"], batches[number]
+                learned = data.inputs[rows], data.targets[rows]
+                asked = batches[(number + 1) % len(batches)] if query == "next" else None
+                yield step, (*learned, *(learned if asked is None else (data.inputs[asked], data.targets[asked])))
 
 
 class _Step:

@@ -120,6 +120,9 @@ def learn_online(
     check_count("score_every", score_every, least=0)
     check_loss(loss, double_softmax)
     parts = check_task(net, task)
+    if not isinstance(rule, Rule):
+        raise InputError("rule", "a plasticity rule", type(rule).__name__)
+    rule.check(net)
     if reset:
         net.reset()
     work, out = learner(net, rule, engine, input_lr, loss, double_softmax), recorder or Silent()
@@ -170,8 +173,12 @@ def check_task(net: Assembly, task: Task) -> dict[str, TensorData]:
         ``data`` and, where they are there, ``validation`` and ``test``.
 
     Raises:
-        InputError: If a part isn't held in tensors, has another size, or labels that are none of the network's outputs.
+        InputError: If they are none, a part isn't held in tensors, has another size, or labels that are none of the network's outputs.
     """
+    if not isinstance(net, Assembly):
+        raise InputError("net", "a FeedForwardAssembly or RecurrentAssembly, whose weights a rule can change", type(net).__name__)
+    if not isinstance(task, Task):
+        raise InputError("task", "a task", type(task).__name__, "Pass retain.Task((inputs, labels)).")
     parts: dict[str, TensorData] = {}
     for name in ("data", "validation", "test"):
         part = getattr(task, name)

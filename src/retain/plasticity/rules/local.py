@@ -51,7 +51,7 @@ class LocalRule(Rule):
     Args:
         feedback: ``random``, ``transport`` or ``none``.
         when: Change weights ``always`` or on ``mistakes`` only.
-        average: Answer with the mean of the output weights after each sample instead of the last; the input weights are the last.
+        average: Answer with the mean of the weights after each sample instead of the last.
         coefficients: Any of ``error``, ``label``, ``decay``, ``feedback``, ``hebb``, ``oja``, ``exponent`` and ``horizon``; the others are those of a start
             without learning, 0.1 for ``error`` and ``feedback``, a steady rate, and no other term.
 
