@@ -93,7 +93,7 @@ def test_factors_of_units_are_put_into_the_weights_when_they_get_small():
         work.present(work.prepare(x), labels)
     first, second = (work.state for work in works)
     # without a cap a unit shrinks by about 3 % a sample, to far below the smallest factor
-    assert float(second.scale.min()) > 1e-6 and torch.allclose(first.effective, second.effective, rtol=1e-9, atol=1e-12)
+    assert float(second.scale.min()) > 0.05 and torch.allclose(first.effective, second.effective, rtol=1e-9, atol=1e-12)
     assert torch.allclose(first.answering_inputs, second.answering_inputs, rtol=1e-9, atol=1e-12)
 
 
@@ -202,16 +202,16 @@ FAST = {"generations": 4, "population": 6, "tasks_each": 2, "nets": ({"width": 4
 
 @pytest.mark.parametrize("method", ["cmaes", "xnes"])
 def test_evolution_finds_a_better_rule(method):
-    made = {"kinds": ("teacher", "images"), "n": 300, "validation": 300}
+    made = {"kinds": ("teacher", "images"), "n": 300, "validation": 200}
     found = []
     for _ in range(2):
-        rule = LocalRule("random", coefficients={"error": 1e-4, "feedback": 1e-4})
+        rule = LocalRule("random", coefficients={"error": -1e-4})  # learns the opposite
         own, choice = plasticity.draw_tasks(3, **made, seed=1), plasticity.draw_tasks(2, **made, seed=2)
-        result = plasticity.evolve(rule, own, choice=choice, method=method, spread=2.0, horizons=(100, 300), **FAST)
+        result = plasticity.evolve(rule, own, choice=choice, method=method, spread=2.0, horizons=(100, 300), **FAST | {"population": 12})
         found.append(rule.coefficients())
     assert found[0] == found[1]  # the seed decides everything
-    assert result.horizons == [100, 100, 300, 300] and result.diverged == [0] * 4 and len(result.best) == len(result.mean) == 4
-    assert result.chosen > result.start + 0.05 and rule.facts["accuracy"]["chosen"] == result.chosen
+    assert result.horizons == [100, 100, 300, 300] and len(result.best) == len(result.mean) == len(result.diverged) == 4
+    assert result.chosen > result.start + 0.1 and rule.facts["accuracy"]["chosen"] == result.chosen
     assert not set(rule.facts["learned_on"]) & set(rule.facts["chosen_on"])
     assert f"{100 * result.chosen:.1f}" in str(result.table()) and result.plot().axes
 
@@ -276,7 +276,7 @@ def test_pictures_are_like_pictures():
 def test_families_differ_by_seed_and_kind():
     drawn = plasticity.draw_tasks(8, n=60, validation=20, seed=7)
     assert [task.id.split("-")[0] for task in drawn] == ["images", "halfspace", "relu", "teacher"] * 2
-    assert len({task.id for task in drawn}) == 8
+    assert len({float(task.data.inputs.sum()) for task in drawn}) == 8
     assert all(task.validation.size == 20 and task.test is None for task in drawn)
     assert [task.id for task in plasticity.draw_tasks(8, n=60, validation=20, seed=8)] != [task.id for task in drawn]
     for wrong in ({"kinds": ("image",)}, {"n": 0}):

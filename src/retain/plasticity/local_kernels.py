@@ -97,7 +97,7 @@ def decay_units(rate: Any, rates: Any, scale: Any, weights: Any, lag: Any, past:
     """Shrink all weights of a unit by its squared rate: its factor takes it, until that would leave the range of numbers."""
     for j in range(len(scale)):
         scale[j] *= 1 - rate * rates[j] * rates[j]
-        if not 1e-6 < abs(scale[j]) < 1e6:
+        if not 0.05 < abs(scale[j]) < 20.0:  # further off, differences in single precision would lose digits
             if len(lag):
                 for k in range(len(weights)):
                     lag[k, j] -= past[j] * weights[k, j]

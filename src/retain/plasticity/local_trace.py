@@ -48,7 +48,7 @@ class LocalState:
         mean = torch.zeros_like(output) if rule.average else output[:0]
         moving = rule.average and rule.feedback != "none"
         sums = [torch.zeros_like(part) if moving else part[:0] for part in (inputs, scale, inputs)]
-        return cls(inputs, scale, output, rule.drawn_feedback(net), mean, *sums)
+        return cls(inputs, scale, output, rule.drawn_feedback(net), mean, sums[0], sums[1], sums[2])
 
     @property
     def effective(self) -> Tensor:
