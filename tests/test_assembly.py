@@ -211,6 +211,18 @@ def test_several_networks_side_by_side_answer_as_each_alone():
     assert torch.allclose(together, torch.stack([net(part) for net, part in zip(nets, x, strict=True)]), rtol=1e-12)
 
 
+@pytest.mark.parametrize("classes", [10, 13])
+def test_equal_units_tie_exactly(classes):
+    """Whatever a product of matrices does with the last rows: of equal answers the first is given."""
+    net = random_plastic(FeedForwardAssembly(20, classes, layers=2, width=101, cap=50, p=1.0), 0)
+    current = net.current(torch.rand(40, 20)).detach()
+    same = [weight[:1].expand_as(weight).contiguous() for weight in net.plastic]
+    for sample in current.split(1):
+        activity = net.propagate(sample, same)
+        assert activity.logits.unique().numel() == 1
+        assert activity.post[0][0].nonzero().flatten().tolist() == list(range(50))
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
