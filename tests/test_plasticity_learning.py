@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import retain
 from retain import tasks
-from retain.errors import InputError
+from retain.errors import InputError, RetainWarning
 from retain.models import MLP, FeedForwardAssembly, RecurrentAssembly
 from retain.plasticity import PERCEPTRON, TableRule, learners
 from retain.tasks import Task
@@ -203,15 +203,18 @@ def test_runs_in_threads_are_those_one_after_the_other(blobs):
 WITHOUT_NUMBA = """
 import sys
 sys.modules["numba"] = None  # any import of it fails
-import torch, retain
+import torch, retain, retain.errors
 from retain.models import FeedForwardAssembly
 from retain.plasticity import TableRule, learners
 from retain.tasks import halfspace
 task, net = halfspace(4, 100), FeedForwardAssembly(4, 2, layers=2, width=10, cap=5)
 rule = TableRule.fit(net)
-assert learners.choose("auto", net) == "torch"
-retain.meta_learn(rule, task, net, epochs=1)
-retain.learn_online(net, rule, task)
+import warnings
+for call in (lambda: retain.meta_learn(rule, task, net, epochs=1), lambda: retain.learn_online(net, rule, task)):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", retain.errors.RetainWarning)
+        call()
+    assert "pip install" in str(caught[0].message), caught
 for call in (lambda: retain.learn_online(net, rule, task, engine="numba"), lambda: retain.meta_learn(rule, task, net, epochs=1, engine="numba")):
     try:
         call()
@@ -231,7 +234,8 @@ def test_without_numba_torch_runs_and_the_error_says_how_to_get_it():
 def test_the_engine_that_is_chosen(monkeypatch):
     assert learners.choose("auto", net()) == "numba" and learners.choose("torch", net()) == "torch"
     monkeypatch.setattr(learners, "available", lambda: False)
-    assert learners.choose("auto", net()) == "torch"
+    with pytest.warns(RetainWarning, match="pip install"):
+        assert learners.choose("auto", net()) == "torch"
     with pytest.raises(InputError, match="pip install"):
         learners.choose("numba", net())
 

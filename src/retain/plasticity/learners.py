@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from retain.errors import InputError
+from retain.errors import InputError, RetainWarning
 from retain.models.assembly import Assembly
 from retain.plasticity.compiled import Compiled, available
 from retain.plasticity.local_learner import LocalLearner
@@ -145,7 +146,7 @@ def choose(engine: str, net: Assembly) -> Literal["numba", "torch"]:
         net: The network.
 
     Returns:
-        ``numba`` or ``torch``.
+        ``numba`` or ``torch``; with ``auto`` on the CPU and no numba, with a warning that says how to get it.
 
     Raises:
         InputError: If the engine is not known, or can't be had here.
@@ -157,6 +158,8 @@ def choose(engine: str, net: Assembly) -> Literal["numba", "torch"]:
         raise InputError("engine", "numba to be installed for engine='numba'", "no module 'numba'", NUMBA_HINT)
     if engine == "numba" and device != "cpu":
         raise InputError("engine", "a network on the CPU for engine='numba'", f"one on {device}", "Pass engine='torch'.")
+    if engine == "auto" and device == "cpu" and not available():
+        warnings.warn(f"numba is not installed: the reference in torch runs, some hundred times slower. {NUMBA_HINT}", RetainWarning, stacklevel=4)
     return "numba" if engine == "numba" or (engine == "auto" and available() and device == "cpu") else "torch"
 
 
