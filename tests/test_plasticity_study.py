@@ -23,10 +23,10 @@ SMALL = [
     "curve_every=500",
     "rates=[0.01]",
     "rows=[rnn,prepost-2,prepostcount-3,vanilla,tuned]",
-    "variants=[averaged,network,local-output,local-transport]",
+    "variants=[averaged,network,local-fixed,local-transport]",
     "widths=[40]",
     "targets=[mnist]",
-    "carried=[prepost-2,local-output]",
+    "carried=[prepost-2,local-fixed]",
     "carry_widths=[30,60]",
     "carry_layers=[2,3]",
     "carry_shares=[0.5]",
@@ -61,8 +61,8 @@ def test_every_part_says_what_it_found(run):
         assert cells["averaged"]["down"]["test"][-1] > 0.5 and cells["averaged"]["start"]["test"][-1] == 0.1
         assert cells["local-transport"]["start"]["test"][-1] > 0.3  # where that rule starts is no zero
         carried = [(cell["rule"], cell["axis"], cell["value"]) for cell in result["carry"]]
-        assert ("prepost-2", "layers", 3) in carried and ("local-output", "data", "fashion") in carried
-        assert not any(rule == "local-output" and axis == "layers" for rule, axis, _ in carried)
+        assert ("prepost-2", "layers", 3) in carried and ("local-fixed", "data", "fashion") in carried
+        assert not any(rule == "local-fixed" and axis == "layers" for rule, axis, _ in carried)
         for entry in result["noise"]:
             assert entry["pgd"][0] == entry["random"][0] >= entry["pgd"][1] and len(entry["fgsm"]) == 2
     assert run.read("summary.json")["headline"].startswith("MNIST after 1 pass: recurrent")

@@ -27,7 +27,7 @@ VARIANTS = {
     "averaged": "PrePost, on mistakes, averaged",
     "percent": "PrePostPercent, 2 layers",
     "network": "small network, 2 layers",
-    "local-output": "local, output only",
+    "local-fixed": "local, output only",
     "local-random": "local, random feedback",
     "local-transport": "local terms, transported feedback",
     "tuned": "gradient descent, tuned",

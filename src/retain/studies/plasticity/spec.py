@@ -22,7 +22,7 @@ Row = Literal[
     "vanilla",
     "tuned",
 ]
-Variant = Literal["prepost", "gated", "mistakes", "averaged", "percent", "network", "local-output", "local-random", "local-transport"]
+Variant = Literal["prepost", "gated", "mistakes", "averaged", "percent", "network", "local-fixed", "local-random", "local-transport"]
 Target = Literal["mnist", "fashion", "digits"]
 Share = Annotated[float, Field(gt=0, le=1)]
 Size = Annotated[float, Field(ge=0, le=1)]
@@ -39,7 +39,7 @@ ROWS: tuple[Row, ...] = (
     "rnn-mistakes",
     "prepost-2-trained",
 )
-VARIANTS: tuple[Variant, ...] = ("prepost", "gated", "mistakes", "averaged", "percent", "network", "local-output", "local-random", "local-transport")
+VARIANTS: tuple[Variant, ...] = ("prepost", "gated", "mistakes", "averaged", "percent", "network", "local-fixed", "local-random", "local-transport")
 
 
 class PlasticitySpec(Spec):
@@ -78,7 +78,7 @@ class PlasticitySpec(Spec):
     share: Share = Field(0.5, description="variants: share of the units that fire")
     targets: tuple[Target, ...] = Field(("mnist", "fashion"), min_length=1, description="variants: data sets: mnist, fashion, digits")
     level: Share = Field(0.8, description="variants: count updates until this validation accuracy")
-    carried: tuple[Literal["prepost", "prepost-2", "averaged", "local-output", "local-transport"], ...] = Field(
+    carried: tuple[Literal["prepost", "prepost-2", "averaged", "local-fixed", "local-transport"], ...] = Field(
         ("prepost-2", "averaged", "local-transport"), min_length=1, description="carry: rules that are carried"
     )
     carry_widths: tuple[PositiveInt, ...] = Field((50, 100, 200), min_length=1, description="carry: widths")
@@ -102,7 +102,7 @@ _FULL: dict[str, Any] = {
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": {"seeds": 2, "threads": 1},
     "paper": {**_FULL, "experiments": ("rows",)},
-    "best": {**_FULL, "experiments": ("variants",), "widths": (100, 1000), "curve_every": 5000},
+    "best": {**_FULL, "experiments": ("variants",), "p": 1.0, "widths": (100, 1000), "rates": (0.001, 0.003, 0.01), "curve_every": 5000},
     "carry": {**_FULL, "experiments": ("carry",), "carry_widths": (25, 50, 100, 200, 500, 1000), "curve_every": 5000},
     "noise": {**_FULL, "experiments": ("noise",), "attacked": 2000, "sizes": (0.0, 0.01, 0.02, 0.05, 0.1, 0.2)},
 }
