@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import retain
 from retain import tasks
-from retain.errors import InputError, RetainWarning
+from retain.errors import InputError, RetainError, RetainWarning
 from retain.models import MLP, FeedForwardAssembly, RecurrentAssembly
 from retain.plasticity import PERCEPTRON, TableRule, learners
 from retain.tasks import Task
@@ -455,3 +455,31 @@ def test_labels_of_any_whole_type(dtype):
     there = task_of(torch.tensor([0, 1, 2] * 2).to(dtype))
     assert retain.learn_online(net(), perceptron(), there).samples == [0, 6]
     assert len(retain.meta_learn(TableRule(hidden=0), there, net(), epochs=1).loss) == 1
+
+
+def test_a_gradient_that_is_not_finite_ends_learning_and_leaves_the_rule():
+    there = net(2, start="ones")
+    rule = TableRule.fit(there, form="multiplicative", rate=0.01)
+    with torch.no_grad():
+        for parameter in rule.parameters():
+            parameter.fill_(-100.0)  # 1 + rate * table is 0: the gradient divides by it
+    with pytest.raises(RetainError, match="no longer finite"):
+        retain.meta_learn(rule, tasks.halfspace(there.inputs, 200), there, epochs=1)
+    assert all((parameter == -100).all() for parameter in rule.parameters())
+
+
+def test_what_cannot_be_learned_with(blobs):
+    there = net(2)
+    there.input_weight.requires_grad_(False)
+    with pytest.raises(InputError, match="input_lr: expected None for input weights that are frozen"):
+        retain.learn_online(there, drawn(there), blobs(0), input_lr=0.1)
+    task = tasks.halfspace(there.inputs, 200)
+    with pytest.raises(InputError, match="nets: expected a network of its own"):
+        retain.meta_learn(drawn(there), [task, task], [there, there])
+    before = [weight.clone() for weight in there.plastic]
+    there.put([weight + 1 for weight in before])
+    with pytest.raises(InputError, match="engine: expected auto, numba or torch"):
+        retain.learn_online(there, drawn(there), blobs(0), engine="rocket")
+    assert not any(map(torch.equal, there.plastic, before))  # refused before the reset
+    with pytest.raises(InputError, match="single or double precision"):
+        retain.learn_online(net(2).half(), drawn(net(2)), blobs(0), engine="numba")

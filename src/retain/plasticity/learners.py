@@ -159,8 +159,11 @@ def choose(engine: str, net: Assembly) -> Literal["numba", "torch"]:
     if engine == "numba" and device != "cpu":
         raise InputError("engine", "a network on the CPU for engine='numba'", f"one on {device}", "Pass engine='torch'.")
     if engine == "auto" and device == "cpu" and not available():
-        warnings.warn(f"numba is not installed: the reference in torch runs, some hundred times slower. {NUMBA_HINT}", RetainWarning, stacklevel=4)
-    return "numba" if engine == "numba" or (engine == "auto" and available() and device == "cpu") else "torch"
+        warnings.warn(f"numba is not installed: the reference in torch runs, some hundred times slower. {NUMBA_HINT}", RetainWarning, stacklevel=3)
+    fits = device == "cpu" and net.input_weight.dtype in (torch.float32, torch.float64)
+    if engine == "numba" and not fits:
+        raise InputError("engine", "weights in single or double precision for engine='numba'", str(net.input_weight.dtype), "Pass engine='torch'.")
+    return "numba" if engine == "numba" or (engine == "auto" and available() and fits) else "torch"
 
 
 def table_learner(net: Assembly, rule: TableRule, engine: Literal["numba", "torch"], **inputs: Any) -> Learner:
@@ -195,4 +198,9 @@ def learner(
     rule.check(net)
     if input_lr is not None and not (math.isfinite(input_lr) and input_lr > 0):
         raise InputError("input_lr", "a positive learning rate, or None", input_lr)
-    return LEARNERS[type(rule)](net, rule, choose(engine, net), input_lr=input_lr, loss=loss, double_softmax=double_softmax)
+    if input_lr is not None and not net.input_weight.requires_grad:
+        raise InputError("input_lr", "None for input weights that are frozen", input_lr, "Or call net.input_weight.requires_grad_().")
+    make = next((make for kind, make in LEARNERS.items() if isinstance(rule, kind)), None)
+    if make is None:
+        raise InputError("rule", f"one of {', '.join(kind.__name__ for kind in LEARNERS)}", type(rule).__name__)
+    return make(net, rule, choose(engine, net), input_lr=input_lr, loss=loss, double_softmax=double_softmax)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from retain.errors import InputError, check_count, check_positive
+from retain.errors import InputError, RetainError, check_count, check_positive
 from retain.figures import Lines, Series, Table
 from retain.figures.draw import draw
 from retain.models.assembly import Assembly, FeedForwardAssembly, RecurrentAssembly
@@ -121,6 +121,7 @@ def meta_learn(
 
     Raises:
         InputError: If a setting is out of range, or the rule, the networks and the tasks don't go together.
+        RetainError: If the loss or its gradient stops being finite.
 
     Example:
         >>> import retain
@@ -149,6 +150,8 @@ def meta_learn(
     nets = [nets] if isinstance(nets, nn.Module) else list(nets)
     if len(nets) != len(tasks):
         raise InputError("nets", f"one network for each of the {len(tasks)} tasks", len(nets))
+    if len({id(net) for net in nets}) < len(nets):
+        raise InputError("nets", "a network of its own for each task", "the same one twice")
     parts = [check_task(net, task) for net, task in zip(nets, tasks, strict=True)]
     for net in nets:
         rule.check(net)
@@ -237,6 +240,10 @@ class _Step:
         assert trace.cells is not None
         tables = self.rule.tables(self.net)
         exact = table_gradient(self.rule, tables, trace.weights, self.masks, trace.cells, list(found[: len(weights)]))
+        if not all(bool(part.isfinite().all()) for part in (value, *exact)):
+            raise RetainError(
+                "The meta-loss or its gradient is no longer finite; the rule is as it was before this step. Lower lr, or start from smaller tables."
+            )
         torch.autograd.backward(tables, [gradient[0].to(table.dtype) for gradient, table in zip(exact, tables, strict=True)])
         adam.step()
         self.last = [weight[0].detach() for weight in weights]

@@ -13,7 +13,7 @@ from retain.errors import InputError, check_count
 from retain.figures import Lines, Series, Table
 from retain.figures.draw import draw
 from retain.models.assembly import Assembly
-from retain.plasticity.learners import learner
+from retain.plasticity.learners import choose, learner
 from retain.plasticity.losses import Loss, check_loss
 from retain.plasticity.rules import Rule
 from retain.seeds import generator
@@ -97,7 +97,8 @@ def learn_online(
         input_lr: Train the input weights too, by Adam at this rate on the loss of each sample (the published ``downstream_backprop``).
         loss: That loss, ``cross_entropy`` or ``mse``.
         double_softmax: Put a softmax into that loss's softmax, as published.
-        reset: Put the plastic weights at their start first.
+        reset: Put the plastic weights at their start first. Otherwise learning goes on from the weights that the network answers with, which for a rule that
+            averages are their mean.
         recorder: Gets an event at every point.
 
     Returns:
@@ -123,9 +124,10 @@ def learn_online(
     if not isinstance(rule, Rule):
         raise InputError("rule", "a plasticity rule", type(rule).__name__)
     rule.check(net)
+    chosen = choose(engine, net)
     if reset:
         net.reset()
-    work, out = learner(net, rule, engine, input_lr, loss, double_softmax), recorder or Silent()
+    work, out = learner(net, rule, chosen, input_lr, loss, double_softmax), recorder or Silent()
     device = net.input_weight.device
     labels = {name: part.targets.long().to(device) for name, part in parts.items()}
     prepared = {name: work.prepare(part.inputs.to(device)) for name, part in parts.items()}
