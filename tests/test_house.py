@@ -30,6 +30,7 @@ LAYERS = [
     "training",
     "paths",
     "plasticity",
+    "diagnosis",
     "studies",
     "runs",
     "report",

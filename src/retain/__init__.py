@@ -10,7 +10,22 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-_MODULES = ("beliefs", "curvature", "figures", "likelihoods", "methods", "metrics", "models", "paths", "plasticity", "runs", "studies", "tasks", "training")
+_MODULES = (
+    "beliefs",
+    "curvature",
+    "diagnosis",
+    "figures",
+    "likelihoods",
+    "methods",
+    "metrics",
+    "models",
+    "paths",
+    "plasticity",
+    "runs",
+    "studies",
+    "tasks",
+    "training",
+)
 _NAMES = {
     "Belief": "beliefs",
     "Result": "training",
@@ -35,6 +50,7 @@ __all__ = [
     "attach",
     "beliefs",
     "curvature",
+    "diagnosis",
     "evaluate",
     "figures",
     "fisher",
@@ -59,7 +75,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from retain import beliefs, curvature, figures, likelihoods, methods, metrics, models, paths, plasticity, runs, studies, tasks, training
+    from retain import beliefs, curvature, diagnosis, figures, likelihoods, methods, metrics, models, paths, plasticity, runs, studies, tasks, training
     from retain.beliefs import Belief
     from retain.curvature import fisher
     from retain.paths import traverse
