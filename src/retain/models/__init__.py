@@ -23,6 +23,7 @@ from retain.models.bayesian import (
 from retain.models.conv import Conv
 from retain.models.ensemble import Ensemble
 from retain.models.gates import Gate, SoftmaxThreshold, TopK
+from retain.models.heads import features, find_head, replace_head
 from retain.models.mixture import Mixture
 from retain.models.mlp import MLP
 from retain.models.parameters import copy, named_parameters, unwrap
@@ -57,10 +58,13 @@ __all__ = [
     "bayesian",
     "calibrate",
     "copy",
+    "features",
+    "find_head",
     "kcap",
     "kl",
     "named_parameters",
     "prune",
+    "replace_head",
     "sampling",
     "set_prior",
     "signal_to_noise",

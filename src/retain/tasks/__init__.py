@@ -6,6 +6,7 @@ scenario that says which outputs compete for each of them.
 
 from retain.tasks.batch import Batch, apply
 from retain.tasks.data import Data, LoaderData, TensorData
+from retain.tasks.images import ImageData, as_images, few
 from retain.tasks.sources import arrays, digits, fashion_mnist, mnist
 from retain.tasks.stream import Stream, as_stream, sequence, split, union
 from retain.tasks.synthetic import halfspace, relu_network, teacher
@@ -18,16 +19,19 @@ __all__ = [
     "SOURCES",
     "Batch",
     "Data",
+    "ImageData",
     "LoaderData",
     "Stream",
     "Task",
     "TensorData",
     "apply",
     "arrays",
+    "as_images",
     "as_stream",
     "as_task",
     "digits",
     "fashion_mnist",
+    "few",
     "halfspace",
     "mnist",
     "permute",
