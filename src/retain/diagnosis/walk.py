@@ -23,14 +23,14 @@ class Walker:
     Args:
         model: The model at the origin.
         parts: Samples by name, as :func:`~retain.diagnosis.inputs.held` makes them, on which losses are measured.
-        statistics: Samples from which batch-norm statistics are estimated anew at every point; ``None`` keeps those in place.
+        anew: Samples from which batch-norm statistics are estimated anew at every point; ``None`` keeps those in place.
     """
 
-    def __init__(self, model: nn.Module, parts: Mapping[str, Task], statistics: Task | None = None) -> None:
-        self.origin = weights(model)
+    def __init__(self, model: nn.Module, parts: Mapping[str, Task], anew: Task | None = None) -> None:
+        self.origin, self.buffers = weights(model), statistics(model)
         self.model = copy(unwrap(model)).requires_grad_(False)
         self.own = weights(self.model)
-        self.parts, self.statistics = parts, statistics
+        self.parts, self.statistics = parts, anew
 
     def go(self, steps: Iterable[tuple[float, Mapping[str, Tensor]]]) -> None:
         """Go to the origin plus a sum of scaled directions; a parameter that a direction does not name stays."""
@@ -41,17 +41,23 @@ class Walker:
                 if name in direction:
                     p.add_(direction[name].to(p), alpha=scale)
 
-    def between(self, other: Mapping[str, Tensor], t: float) -> None:
-        """Go to (1 - t) origin + t other; at 0 and 1 the ends exactly."""
-        for name, p in self.own.items():
-            torch.lerp(self.origin[name], other[name].to(p), t, out=p)
+    def between(self, other: Mapping[str, Tensor], buffers: Mapping[str, Tensor], t: float) -> None:
+        """Go to (1 - t) origin + t other, with the buffers (batch-norm statistics) between theirs; at 0 and 1 the ends exactly."""
+        for mine, start, end in ((self.own, self.origin, other), (statistics(self.model), self.buffers, buffers)):
+            for name, p in mine.items():
+                torch.lerp(start[name], end[name].to(p), t, out=p)
 
-    def measure(self) -> dict[str, Evaluation]:
-        """Score and loss here, by part; a loss that is no number counts as infinite."""
-        if self.statistics is not None:
+    def measure(self, *, anew: bool = True) -> dict[str, Evaluation]:
+        """Score and loss here, by part, with batch-norm statistics ``anew`` if there are samples for them; a loss that is no number counts as infinite."""
+        if self.statistics is not None and anew:
             reestimate(self.model, self.statistics)
         found = {name: evaluate(self.model, task, part="data") for name, task in self.parts.items()}
         return {name: value if not math.isnan(value.nll) else value._replace(nll=math.inf) for name, value in found.items()}
+
+
+def statistics(model: nn.Module) -> dict[str, Tensor]:
+    """The floating point buffers by canonical name: batch norm's statistics, in the main."""
+    return {name: b for name, b in unwrap(model).named_buffers() if b.is_floating_point()}
 
 
 def norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
@@ -94,7 +100,8 @@ def reestimate(model: nn.Module, task: Task) -> None:
                 apply(model, batch)
                 for layer in layers:
                     if n := counts.pop(layer, 0):
-                        sums[layer] = _pooled(sums.get(layer), n, layer.running_mean.double(), layer.running_var.double())  # type: ignore[union-attr]
+                        mean, variance = (b.to(torch.float64, copy=True) for b in (layer.running_mean, layer.running_var))  # type: ignore[union-attr]
+                        sums[layer] = _pooled(sums.get(layer), n, mean, variance)
     finally:
         for handle in handles:
             handle.remove()
