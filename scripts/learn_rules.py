@@ -27,10 +27,10 @@ FLAT: dict[str, Any] = {"p": 1.0, "dtype": torch.float32}
 NETS = ({"width": 100, "cap": 50, **FLAT}, {"width": 200, "cap": 60, **FLAT})
 RULES: dict[str, dict[str, Any]] = {
     "local-fixed": {"feedback": "none", "average": True},
-    "local-random": {"feedback": "random", "average": True},
-    "local-transport": {"feedback": "transport", "average": True},
+    "local-random": {"feedback": "random"},
+    "local-transport": {"feedback": "transport"},
 }
-SIZES = ((500, 250), (1000, 500), (1000, 200))
+SIZES = ((500, 250), (1000, 200))
 
 
 class Progress:

@@ -148,7 +148,7 @@ def _drawn(kind: str, n: int, validation: int, seed: int) -> Task:
         return low + (high - low) * float(torch.rand((), generator=draws))
 
     if kind == "images":
-        looks = {"styles": whole(1, 4), "ink": between(0.15, 0.7), "alike": between(0.0, 0.6), "bend": between(0.3, 1.0)}
+        looks = {"styles": whole(1, 4), "ink": between(0.15, 0.5), "alike": between(0.0, 0.4), "bend": between(0.3, 1.0)}
         return image_like(whole(14, 28), n, classes=whole(5, 10), **looks, validation=validation, seed=seed)  # type: ignore[arg-type]
     dim = whole(10, 60)
     if kind == "halfspace":
