@@ -23,8 +23,9 @@ _NAMES = ("fc", "classifier", "head", "heads")
 def find_head(model: nn.Module, name: str | None = None, *, example: Any = None) -> tuple[str, nn.Linear]:
     """The last classification layer of a model, and its name.
 
-    In this order: the layer of the given name; what timm's ``get_classifier`` answers; with an example, the linear layer whose output is the model's output; without
-    one, the last linear layer registered, unless another has a head's name (``fc``, ``classifier``, ``head``, ``heads``): then it is ambiguous and refused.
+    In this order: the layer of the given name; what timm's ``get_classifier`` answers; with an example, the linear layer whose output
+    is the model's; without one, the last linear layer registered, unless another one has a head's name (``fc``, ``classifier``,
+    ``head``, ``heads``): that is refused, as either may be meant.
 
     Args:
         model: Any module, wrapped or not.

@@ -6,6 +6,7 @@ scenario that says which outputs compete for each of them.
 
 from retain.tasks.batch import Batch, apply
 from retain.tasks.data import Data, LoaderData, TensorData
+from retain.tasks.folder import flowers102, folder
 from retain.tasks.images import ImageData, as_images, few
 from retain.tasks.sources import arrays, digits, fashion_mnist, mnist
 from retain.tasks.stream import Stream, as_stream, sequence, split, union
@@ -13,7 +14,16 @@ from retain.tasks.synthetic import halfspace, relu_network, teacher
 from retain.tasks.task import Task, as_task
 from retain.tasks.transforms import permute, rotate
 
-SOURCES = {"mnist": mnist, "fashion_mnist": fashion_mnist, "digits": digits, "arrays": arrays, "halfspace": halfspace, "relu_network": relu_network}
+SOURCES = {
+    "mnist": mnist,
+    "fashion_mnist": fashion_mnist,
+    "digits": digits,
+    "flowers102": flowers102,
+    "folder": folder,
+    "arrays": arrays,
+    "halfspace": halfspace,
+    "relu_network": relu_network,
+}
 
 __all__ = [
     "SOURCES",
@@ -32,6 +42,8 @@ __all__ = [
     "digits",
     "fashion_mnist",
     "few",
+    "flowers102",
+    "folder",
     "halfspace",
     "mnist",
     "permute",
