@@ -102,7 +102,15 @@ _FULL: dict[str, Any] = {
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": {"seeds": 2, "threads": 1},
     "paper": {**_FULL, "experiments": ("rows",)},
-    "best": {**_FULL, "experiments": ("variants",), "p": 1.0, "widths": (100, 1000), "rates": (0.001, 0.003, 0.01), "curve_every": 5000},
+    "best": {
+        **_FULL,
+        "experiments": ("variants",),
+        "p": 1.0,
+        "variants": tuple(name for name in VARIANTS if name not in ("percent", "network")),
+        "widths": (100, 1000),
+        "rates": (0.001, 0.003, 0.01),
+        "curve_every": 5000,
+    },
     "carry": {**_FULL, "experiments": ("carry",), "carry_widths": (25, 50, 100, 200, 500, 1000), "curve_every": 5000},
     "noise": {**_FULL, "experiments": ("noise",), "attacked": 2000, "sizes": (0.0, 0.01, 0.02, 0.05, 0.1, 0.2)},
 }
