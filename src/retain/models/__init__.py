@@ -27,6 +27,7 @@ from retain.models.heads import features, find_head, replace_head
 from retain.models.mixture import Mixture
 from retain.models.mlp import MLP
 from retain.models.parameters import copy, named_parameters, unwrap
+from retain.models.pretrained import Preprocessing, load_weights, pretrained, read_weights
 from retain.models.resnet import ResNet
 from retain.models.sparse import ActiveLinear, calibrate, skip_inactive, sparsify
 
@@ -49,6 +50,7 @@ __all__ = [
     "Mixture",
     "MultiplicativeLinear",
     "PlanarFlows",
+    "Preprocessing",
     "RecurrentAssembly",
     "ResNet",
     "ScaleMixture",
@@ -62,8 +64,11 @@ __all__ = [
     "find_head",
     "kcap",
     "kl",
+    "load_weights",
     "named_parameters",
+    "pretrained",
     "prune",
+    "read_weights",
     "replace_head",
     "sampling",
     "set_prior",

@@ -279,7 +279,7 @@ def flowers102(
         hint = "Point data or RETAIN_DATA at a folder in torchvision's layout, or at none to download."
         raise InputError("data", f"{base / missing[0]}", found, hint)
     try:
-        import scipy  # type: ignore[import-untyped]  # noqa: F401  # torchvision reads the labels with it
+        import scipy  # noqa: F401  # torchvision reads the labels with it
     except ModuleNotFoundError as error:
         raise RetainError("Flowers-102 keeps its labels in MATLAB files: pip install 'retain[images]' brings scipy, which reads them.") from error
     from torchvision.datasets import Flowers102
