@@ -285,3 +285,22 @@ def test_families_differ_by_seed_and_kind():
     for wrong in ({"ink": 1.0}, {"side": 3}, {"alike": -0.1}):
         with pytest.raises(InputError):
             plasticity.image_like(**wrong)
+
+
+@pytest.mark.parametrize("name", plasticity.learned_names())
+def test_rules_that_come_along_beat_their_start(name):
+    rule = plasticity.learned(name)
+    start = LocalRule(**rule.settings())
+    assert isinstance(rule, LocalRule) and rule.facts["accuracy"]["chosen"] > rule.facts["accuracy"]["start"]
+    assert not any(word in task for task in rule.facts["learned_on"] for word in ("mnist", "fashion", "digits"))
+    scores = []
+    for own in (start, rule):
+        net = FeedForwardAssembly(64, 10, layers=1, width=200, cap=60, p=1.0, dtype=torch.float32)
+        scores.append(retain.learn_online(net, own, tasks.digits(), score_every=0).final())
+    assert scores[1] > scores[0]
+
+
+def test_learned_names_what_there_is():
+    assert {"local-fixed", "local-random", "local-transport"} <= set(plasticity.learned_names())
+    with pytest.raises(InputError, match="local-random"):
+        plasticity.learned("local-rondom")
