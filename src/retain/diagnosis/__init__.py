@@ -3,5 +3,22 @@
 from retain.diagnosis.barrier import Barrier, barrier
 from retain.diagnosis.cka import Similarity, cka, linear_cka
 from retain.diagnosis.distance import Distance, Moved, distance
+from retain.diagnosis.landscape import Surface, directions, landscape
+from retain.diagnosis.trajectory import Plane, Trajectory, random_walk
 
-__all__ = ["Barrier", "Distance", "Moved", "Similarity", "barrier", "cka", "distance", "linear_cka"]
+__all__ = [
+    "Barrier",
+    "Distance",
+    "Moved",
+    "Plane",
+    "Similarity",
+    "Surface",
+    "Trajectory",
+    "barrier",
+    "cka",
+    "directions",
+    "distance",
+    "landscape",
+    "linear_cka",
+    "random_walk",
+]

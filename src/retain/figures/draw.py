@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from retain.figures.specs import Bars, Figure, Images, Lines, Matrices, Scatter, Series
+from retain.figures.specs import Bars, Contours, Figure, Images, Lines, Matrices, Scatter, Series
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -223,4 +223,59 @@ def _images(spec: Images) -> Drawing:
     return figure
 
 
-_DRAWERS: dict[type[Figure], Callable[[Any], Drawing]] = {Lines: _lines, Scatter: _scatter, Matrices: _matrices, Bars: _bars, Images: _images}
+def _contours(spec: Contours) -> Drawing:
+    import numpy as np
+    from matplotlib.colors import LogNorm, Normalize
+
+    columns = min(len(spec.panels), 3 if len(spec.panels) > _ABREAST else _ABREAST)
+    lines = -(-len(spec.panels) // columns)
+    width, height = (5.4, 4.4) if len(spec.panels) == 1 else (2.9, 2.7)
+    figure = _drawing()(figsize=(width * columns, height * lines), layout="constrained")
+    values = {title: np.ma.masked_invalid(np.array(rows, dtype=float)) for title, rows in spec.panels.items()}
+    known = np.concatenate([panel.compressed() for panel in values.values()])
+    low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
+    log = spec.log and low > 0
+    if high - low <= 1e-9 * abs(high):
+        low, high = low - 0.5 * abs(low or 1), high + 0.5 * abs(high or 1)
+    levels = np.geomspace(low, high, 16) if log else np.linspace(low, high, 16)
+    levels[0], levels[-1] = levels[0] - 1e-9 * abs(levels[0]), levels[-1] + 1e-9 * abs(levels[-1])  # rounding must not leave the extremes out
+    norm = (LogNorm if log else Normalize)(low, high)
+    shown = None
+    for place, (title, panel) in enumerate(values.items(), start=1):
+        if spec.surface:
+            ax: Any = figure.add_subplot(lines, columns, place, projection="3d")
+            X, Y = np.meshgrid(spec.x, spec.y)
+            heights = np.ma.log10(panel) if log else panel
+            ax.plot_surface(X, Y, heights.filled(np.nan), cmap="viridis", rcount=100, ccount=100, linewidth=0)
+            ax.locator_params(nbins=4)
+            ax.set_zlabel(f"log10 of {spec.value_label}" if log else spec.value_label, fontsize=8)
+        else:
+            ax = figure.add_subplot(lines, columns, place)
+            ax.grid(visible=False)
+            shown = ax.contourf(spec.x, spec.y, panel, levels=levels, norm=norm, cmap="viridis")
+            ax.contour(spec.x, spec.y, panel, levels=levels, norm=norm, colors="white", linewidths=0.4)
+            for series in spec.series:
+                ax.plot(series.x, series.y, color="#ffffff", linewidth=2.4)
+                ax.plot(series.x, series.y, color=PALETTE[1], marker="o", markersize=3.5, linewidth=1.2, label=series.name)
+                for x, y, label in zip(series.x, series.y, series.labels or [], strict=False):
+                    ax.annotate(label, (x, y), xytext=(4, 4), textcoords="offset points", fontsize=8, bbox={"facecolor": "white", "alpha": 0.7, "pad": 1})
+        if title:
+            ax.set_title(title, fontsize=10)
+        ax.set_xlabel(spec.x_label)
+        if (place - 1) % columns == 0 or spec.surface:
+            ax.set_ylabel(spec.y_label)
+    if shown is not None:
+        bar = figure.colorbar(shown, ax=figure.axes, format="%.3g")
+        bar.set_label(spec.value_label)
+    figure.suptitle(spec.title, fontsize=11)
+    return figure
+
+
+_DRAWERS: dict[type[Figure], Callable[[Any], Drawing]] = {
+    Lines: _lines,
+    Scatter: _scatter,
+    Matrices: _matrices,
+    Bars: _bars,
+    Images: _images,
+    Contours: _contours,
+}

@@ -177,3 +177,30 @@ class Images(Figure):
     """
 
     images: list[list[tuple[str, Any]]]
+
+
+@dataclass
+class Contours(Figure):
+    """A number over the plane as colours with contour lines, or as a surface in three dimensions; one panel a name.
+
+    Args:
+        x_label: Horizontal axis.
+        y_label: Vertical axis.
+        x: Horizontal coordinates of the grid.
+        y: Vertical coordinates of the grid.
+        panels: Rows of numbers, one row for each y, by panel title; what is not finite is left white.
+        value_label: What the numbers are.
+        series: Paths drawn over every panel.
+        log: Colours in equal ratios, where all numbers are above 0.
+        surface: Draw in three dimensions.
+    """
+
+    x_label: str
+    y_label: str
+    x: list[float]
+    y: list[float]
+    panels: dict[str, list[list[float]]]
+    value_label: str
+    series: list[Series] = field(default_factory=list)
+    log: bool = True
+    surface: bool = False
