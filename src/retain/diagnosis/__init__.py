@@ -4,6 +4,8 @@ from retain.diagnosis.barrier import Barrier, barrier
 from retain.diagnosis.cka import Similarity, cka, linear_cka
 from retain.diagnosis.distance import Distance, Moved, distance
 from retain.diagnosis.landscape import Surface, directions, landscape
+from retain.diagnosis.sharpness import Sharpness, sharpness
+from retain.diagnosis.spectrum import Spectrum, spectrum
 from retain.diagnosis.trajectory import Plane, Trajectory, random_walk
 
 __all__ = [
@@ -11,7 +13,9 @@ __all__ = [
     "Distance",
     "Moved",
     "Plane",
+    "Sharpness",
     "Similarity",
+    "Spectrum",
     "Surface",
     "Trajectory",
     "barrier",
@@ -21,4 +25,6 @@ __all__ = [
     "landscape",
     "linear_cka",
     "random_walk",
+    "sharpness",
+    "spectrum",
 ]
