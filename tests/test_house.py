@@ -30,6 +30,7 @@ LAYERS = [
     "training",
     "paths",
     "plasticity",
+    "recipes",
     "diagnosis",
     "studies",
     "runs",

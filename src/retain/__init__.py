@@ -32,6 +32,7 @@ _NAMES = {
     "Task": "tasks",
     "attach": "training",
     "evaluate": "training",
+    "finetune": "recipes",
     "fisher": "curvature",
     "learn": "training",
     "learn_online": "plasticity",
@@ -53,6 +54,7 @@ __all__ = [
     "diagnosis",
     "evaluate",
     "figures",
+    "finetune",
     "fisher",
     "learn",
     "learn_online",
@@ -66,6 +68,7 @@ __all__ = [
     "paths",
     "plasticity",
     "predict",
+    "recipes",
     "runs",
     "save",
     "studies",
@@ -75,11 +78,12 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from retain import beliefs, curvature, diagnosis, figures, likelihoods, methods, metrics, models, paths, plasticity, runs, studies, tasks, training
+    from retain import beliefs, curvature, diagnosis, figures, likelihoods, methods, metrics, models, paths, plasticity, recipes, runs, studies, tasks, training
     from retain.beliefs import Belief
     from retain.curvature import fisher
     from retain.paths import traverse
     from retain.plasticity import learn_online, meta_learn
+    from retain.recipes import finetune
     from retain.tasks import Task
     from retain.training import Result, attach, evaluate, learn, load, measure, predict, save
 

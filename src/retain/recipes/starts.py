@@ -56,8 +56,8 @@ def mean_variance(model: nn.Module, seed: int = 0) -> nn.Module:
         >>> from retain.models import MLP
         >>> from retain.recipes import mean_variance
         >>> model = MLP(100, 100, seed=0)
-        >>> before = float(model.layers.fc1.weight.std())
-        >>> abs(float(mean_variance(model).layers.fc1.weight.std()) / before - 1) < 0.05
+        >>> before = float(model.layers.fc1.weight.detach().std())
+        >>> abs(float(mean_variance(model).layers.fc1.weight.detach().std()) / before - 1) < 0.05
         True
     """
     _gaussian(dict(model.named_parameters()), seed)

@@ -14,6 +14,8 @@ from retain.recipes.probe import LPFT
 from retain.tasks import Task
 from retain.training.evaluation import evaluate
 
+TENTHS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+
 
 def between(start: dict[str, Tensor], end: dict[str, Tensor], alpha: float) -> dict[str, Tensor]:
     r"""Weights on the straight line, :math:`(1 - \alpha)\,\theta_0 + \alpha\,\theta_1`; what is no floating point number is that of the nearer end."""
@@ -60,7 +62,7 @@ class WiSEFT(LPFT):
     summary = "fine-tuned, then part of the way back"
     citation = "wortsman2022robust"
 
-    def __init__(self, alphas: Sequence[float] = tuple(i / 10 for i in range(11)), share: float = 0.5, lr: float = 10.0) -> None:
+    def __init__(self, alphas: Sequence[float] = TENTHS, share: float = 0.5, lr: float = 10.0) -> None:
         super().__init__(share, lr)
         self.alphas = tuple(float(alpha) for alpha in alphas)
         if not self.alphas or not all(0 <= alpha <= 1 for alpha in self.alphas):

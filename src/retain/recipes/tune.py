@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from retain.errors import InputError, check_count, check_positive, nearest
 from retain.figures import Lines, Series, Table
 from retain.figures.draw import draw
-from retain.models import find_head, replace_head
+from retain.models import features, find_head, replace_head
 from retain.models.parameters import unwrap
 from retain.recipes.base import Phase, Place, Recipe
 from retain.seeds import derive
-from retain.tasks import Task, TensorData
+from retain.tasks import Task
 from retain.training import learn
 from retain.training.batchnorm import BatchNormPolicy
 from retain.training.devices import choose_device
@@ -97,8 +97,8 @@ def finetune(
 ) -> FineTuned:
     """Teach a trained model a new task, by a recipe.
 
-    The head is found (:func:`~retain.models.find_head`) and, where its outputs are not the task's classes, replaced by one that answers 0. A phase that trains the head
-    alone computes the head's inputs once, in evaluation mode, for all epochs.
+    The head is found (:func:`~retain.models.find_head`) and, where its outputs are not the task's classes, replaced by one that answers 0. A phase that
+    trains the head alone computes the head's inputs once, in evaluation mode, for all epochs.
 
     Args:
         model: Any module with a linear head; trained in place.
@@ -190,9 +190,16 @@ def finetune(
 def shared_out(phases: Any, epochs: int) -> list[int]:
     """Epochs by phase: rounded shares, at least one each, the last phase taking what is left.
 
+    Args:
+        phases: With shares.
+        epochs: Altogether.
+
+    Returns:
+        A whole number a phase.
+
     Example:
         >>> from retain.recipes import LPFT, Phase
-        >>> from retain.recipes.finetune import shared_out
+        >>> from retain.recipes.tune import shared_out
         >>> shared_out([Phase("a", 0.5), Phase("b", 0.5)], 5), shared_out([Phase("a", 0.1), Phase("b", 0.9)], 2)
         ([2, 3], [1, 1])
     """
@@ -218,7 +225,12 @@ class Counted:
     def event(self, kind: str, **fields: Any) -> None:
         """Pass it on, with the epoch counted through."""
         if kind == "epoch":
-            fields |= {"epoch": fields["epoch"] + self.before, "epochs": max(self.epochs, fields["epoch"] + self.before), "method": self.recipe, "phase": self.phase}
+            fields |= {
+                "epoch": fields["epoch"] + self.before,
+                "epochs": max(self.epochs, fields["epoch"] + self.before),
+                "method": self.recipe,
+                "phase": self.phase,
+            }
             kept = {key: next(iter(fields[key].values()), None) for key in ("accuracy", "nll", "validation", "validation_nll")}
             self.entries.append({"phase": self.phase, "epoch": fields["epoch"], "loss": fields["loss"], "score": fields["score"], **kept})
         self.out.event(kind, **fields)
@@ -239,10 +251,10 @@ def _run(place: Place, phase: Phase, batchnorm: BatchNormPolicy, options: Mappin
             learn(model, [task], phase.method, batchnorm="track", consolidate_last=False, **options)
         return
     _, layer = find_head(model, place.head)
-    learn(layer, [features_of(model, place.head, task, str(options["device"]))], phase.method, consolidate_last=False, **options)
+    learn(layer, [features(model, task.to(choose_device(options["device"])), name=place.head)], phase.method, consolidate_last=False, **options)
 
 
-class frozen_statistics:  # noqa: N801
+class frozen_statistics:
     """Inside the block batch-norm layers stay in evaluation mode, whatever ``train()`` says.
 
     Args:
@@ -255,48 +267,11 @@ class frozen_statistics:  # noqa: N801
 
     def __enter__(self) -> None:
         for layer in self.layers:
-            layer.train = lambda mode=True, layer=layer: nn.Module.train(layer, False)  # type: ignore[method-assign,assignment,misc]
+            layer.train = lambda mode=True, layer=layer: nn.Module.train(layer, False)  # type: ignore[method-assign,misc]
 
     def __exit__(self, *error: object) -> None:
         for layer in self.layers:
             del layer.train
-
-
-def features_of(model: nn.Module, head: str, task: Task, device: str = "auto", batch_size: int = 100) -> Task:
-    """The task whose inputs are what a model's head is asked, computed once in evaluation mode.
-
-    Args:
-        model: The model.
-        head: Its head's name.
-        task: The task; tensors or loaders.
-        device: Where it is computed.
-        batch_size: Samples a pass.
-
-    Returns:
-        A task of tensors on the CPU.
-    """
-    place = choose_device(device)
-    found: list[Tensor] = []
-    layer = model.get_submodule(head)
-    hook = layer.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0].detach().flatten(1).cpu()))
-    training = model.training
-    parts: dict[str, Any] = {}
-    try:
-        model.eval()
-        for part in PARTS:
-            if getattr(task, part) is None:
-                continue
-            found.clear()
-            targets = []
-            with torch.no_grad():
-                for batch in task.to(place).batches(batch_size, part=part):
-                    model(batch.inputs)
-                    targets.append(batch.targets.cpu())
-            parts[part] = TensorData(torch.cat(found), torch.cat(targets))
-    finally:
-        hook.remove()
-        model.train(training)
-    return replace(task, **parts, id=task.id)
 
 
 def _state(model: nn.Module, device: str | None = None) -> dict[str, Tensor]:
