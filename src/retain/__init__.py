@@ -31,6 +31,7 @@ _NAMES = {
     "Result": "training",
     "Task": "tasks",
     "attach": "training",
+    "diagnose": "diagnosis",
     "evaluate": "training",
     "finetune": "recipes",
     "fisher": "curvature",
@@ -51,6 +52,7 @@ __all__ = [
     "attach",
     "beliefs",
     "curvature",
+    "diagnose",
     "diagnosis",
     "evaluate",
     "figures",
@@ -81,6 +83,7 @@ if TYPE_CHECKING:
     from retain import beliefs, curvature, diagnosis, figures, likelihoods, methods, metrics, models, paths, plasticity, recipes, runs, studies, tasks, training
     from retain.beliefs import Belief
     from retain.curvature import fisher
+    from retain.diagnosis import diagnose
     from retain.paths import traverse
     from retain.plasticity import learn_online, meta_learn
     from retain.recipes import finetune

@@ -2,6 +2,7 @@
 
 from retain.diagnosis.barrier import Barrier, barrier
 from retain.diagnosis.cka import Similarity, cka, linear_cka
+from retain.diagnosis.diagnose import Diagnosis, diagnose
 from retain.diagnosis.distance import Distance, Moved, distance
 from retain.diagnosis.landscape import Surface, directions, landscape
 from retain.diagnosis.sharpness import Sharpness, sharpness
@@ -10,6 +11,7 @@ from retain.diagnosis.trajectory import Plane, Trajectory, random_walk
 
 __all__ = [
     "Barrier",
+    "Diagnosis",
     "Distance",
     "Moved",
     "Plane",
@@ -20,6 +22,7 @@ __all__ = [
     "Trajectory",
     "barrier",
     "cka",
+    "diagnose",
     "directions",
     "distance",
     "landscape",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -152,13 +152,13 @@ def cka(
         >>> found.layers, found.same["layers.fc1"] > 0.5
         (('layers.fc1', 'layers.fc2'), True)
     """
-    task, recorder = as_checked(task), recorder or Silent()
+    task, recorder = replace(as_checked(task), active=None), recorder or Silent()  # features are compared, not answers
     for name, model in (("before", before), ("after", after)):
         weights(model, name)
     names = _chosen(unwrap(before), unwrap(after), layers)
     grams, left_out, n = [], {}, 0
     for number, model in enumerate((unwrap(before), unwrap(after)), start=1):
-        fixed = held(model, task, part or part_of(task), samples, seed, FORWARD)
+        fixed = held(model, task, part or part_of(task), samples, seed, FORWARD, check=False)
         n = sum(len(batch.targets) for batch in fixed.batches(1))
         if n < 4:
             raise InputError("samples", "at least 4, below which the unbiased estimator is not defined", n)
