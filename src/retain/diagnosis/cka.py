@@ -38,8 +38,8 @@ def linear_cka(X: Tensor, Y: Tensor, *, debiased: bool = True) -> float:
     becomes the unbiased estimator of the Hilbert-Schmidt criterion,
     :math:`\frac{1}{n(n-3)}[\operatorname{tr} KL + \frac{1^\top K 1\,1^\top L1}{(n-1)(n-2)} - \frac{2}{n-2}1^\top KL1]`
     with the diagonals of K and L set to 0 (Song et al. 2012, J. Mach. Learn. Res. 13, eq. 5; Nguyen, Raghu and Kornblith 2021,
-    https://arxiv.org/abs/2010.15327; Murdock et al. 2024). That is the inner product of U-centred matrices (Székely and Rizzo 2014,
-    https://arxiv.org/abs/1310.2926), so its norms are never negative and no root of a negative number can arise. All in float64.
+    https://arxiv.org/abs/2010.15327; Murphy, Zylberberg and Fyshe 2024, https://arxiv.org/abs/2405.01012). That is the inner product of U-centred matrices
+    (Székely and Rizzo 2014, https://arxiv.org/abs/1310.2926), so its norms are never negative and no root of a negative number can arise. All in float64.
 
     Args:
         X: Features of the first model, ``[n, ...]``.

@@ -133,10 +133,10 @@ def spectrum(
             recorder.event("step", task="spectrum", epoch=done, epochs=total, loss=float("nan"), accuracy={})
             return H @ v
 
-        T, _, remainder = lanczos(product, steps, seed, like=like)
-        values, S = torch.linalg.eigh(T)
-        residuals = (remainder * S[-1].abs()).flip(0)
-        values = values.flip(0)
+        run = lanczos(product, steps, seed, like=like)
+        values, S = torch.linalg.eigh(run.tridiagonal)
+        residuals, values = (run.remainder * S[-1].abs()).flip(0), values.flip(0)
+        del run  # the basis, before the density makes its own
         found = trace(product, probes, seed, like=like)
         spread = density(product, steps, starts, seed=seed, like=like)
     last = [float(residuals[-1])]
