@@ -71,10 +71,10 @@ class PlasticitySpec(Spec):
     curve_every: PositiveInt = Field(1000, description="downstream: score after so many images")
     rows: tuple[Row, ...] = Field(ROWS, min_length=1, description=f"rows: what is compared: {', '.join(ROWS)}")
     rates: tuple[PositiveFloat, ...] = Field(
-        (0.003, 0.01, 0.03), min_length=1, description="learning rates of which tuned gradient descent takes the best on validation images"
+        (0.003, 0.01), min_length=1, description="learning rates of which tuned gradient descent takes the best on validation images"
     )
     variants: tuple[Variant, ...] = Field(VARIANTS, min_length=1, description=f"variants, carry: what is compared: {', '.join(VARIANTS)}")
-    widths: tuple[PositiveInt, ...] = Field((100, 300), min_length=1, description="variants: units of the one hidden layer")
+    widths: tuple[PositiveInt, ...] = Field((300,), min_length=1, description="variants: units of the one hidden layer")
     share: Share = Field(0.5, description="variants: share of the units that fire")
     targets: tuple[Target, ...] = Field(("mnist", "fashion"), min_length=1, description="variants: data sets: mnist, fashion, digits")
     level: Share = Field(0.8, description="variants: count updates until this validation accuracy")
