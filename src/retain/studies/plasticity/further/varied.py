@@ -26,17 +26,17 @@ def _names(spec: PlasticitySpec) -> list[str]:
 
 
 def sentence(spec: PlasticitySpec, results: Results) -> str:
-    """The best table and local rules by held-out images, on each data set."""
+    """The best rule of each family by held-out images, on each data set."""
     said = []
     for target in spec.targets:
-        for family, word in (("table", "table"), ("strict", "strictly local rule"), ("transport", "rule with transported feedback")):
-            members = [name for name in spec.variants if family_of(name) == family]
-            places = [(name, width) for name in members for width in spec.widths]
+        best = []
+        for family, word in (("table", "by a table"), ("strict", "by a strictly local rule"), ("transport", "with transported feedback")):
+            places = [(name, width) for name in spec.variants if family_of(name) == family for width in spec.widths]
             if places:
                 name, width = max(places, key=lambda place: _final(_cells(results, variant=place[0], width=place[1], target=target), part="validation").mean)
-                found = _final(_cells(results, variant=name, width=width, target=target))
-                said.append(f"{DATA[target]}, best {word} (chosen on held-out images): {VARIANTS[name]} at width {width}, {found.percent()} %")
-    return "; ".join(said) + f" ({count(len(results), 'run')})."
+                best.append(f"{_final(_cells(results, variant=name, width=width, target=target)).percent()} % {word}")
+        said.append(f"{DATA[target]} {', '.join(best)}")
+    return f"Best of what was learned on made-up tasks: {'; '.join(said)} ({count(len(results), 'run')})."
 
 
 def family_of(name: str) -> str:
