@@ -58,6 +58,20 @@ def test_pictures_are_those_of_torchvision(tmp_path, interpolation, mode, width,
     assert distances.shape == (6, 6) and float(distances.amin(1).max()) < 1e-6 and sorted(distances.argmin(1).tolist()) == list(range(6))
 
 
+def test_large_photographs_are_decoded_small_and_look_the_same(tmp_path, monkeypatch):
+    seen = []
+    real = Image.Image.convert
+    monkeypatch.setattr(Image.Image, "convert", lambda self, *args: seen.append(self.size) or real(self, *args))
+    for number, name in enumerate("ab"):
+        (tmp_path / name).mkdir()
+        picture(number, 60, 40).resize((1200, 800), Image.Resampling.BICUBIC).save(tmp_path / name / "x.jpg", quality=95)
+    task = tasks.folder(tmp_path, size=32, test=0, validation=0)
+    assert seen == [(150, 100)] * 2
+    for row, name in zip(task.data.inputs, "ab", strict=True):
+        exact = tv.to_tensor(tv.center_crop(tv.resize(real(Image.open(tmp_path / name / "x.jpg"), "RGB"), 32), 32))
+        assert float((row - exact).abs().mean()) < 1 / 255 and float((row - exact).abs().max()) < 8 / 255
+
+
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1", "LA"])
 def test_every_mode_becomes_three_channels(tmp_path, mode):
     for name in "ab":

@@ -55,6 +55,9 @@ def find_head(model: nn.Module, name: str | None = None, *, example: Any = None)
         named = next((key for key, module in linear.items() if module is answer()), None)
         if named is not None:
             return named, linear[named]
+        if example is None:  # any other linear layer would be one inside
+            found = f"{type(answer()).__name__} from {type(model).__name__}.get_classifier()"
+            raise InputError("head", "one linear layer", found, "Name it: head='layer.name', or make the model with classes.")
     if linear and example is not None:
         if last := _answering(model, linear, example):
             return last, linear[last]
