@@ -56,6 +56,11 @@ def seed_of(seed: int, name: str, *index: int) -> int:
     return derive(seed, name, *index) % 2**31
 
 
+def again(seed: int, attempt: int) -> int:
+    """The seed of a try: the run's own first."""
+    return seed_of(seed, "attempt", attempt) if attempt else seed
+
+
 def learned(
     spec: PlasticitySpec, layers: int, seed: int, table: str, recorder: Recorder | None = None, *, train_inputs: bool, **settings: Any
 ) -> tuple[TableRule, Assembly, dict[str, Any]]:

@@ -8,7 +8,7 @@ from typing import Any
 from retain.plasticity import TableRule, learn_online
 from retain.studies.base import Keeper
 from retain.studies.plasticity import gradient
-from retain.studies.plasticity.common import inputs_of, learned, network, record, seed_of, target, tell
+from retain.studies.plasticity.common import again, inputs_of, learned, network, record, seed_of, target, tell
 from retain.studies.plasticity.spec import PlasticitySpec
 from retain.studies.steps import once
 from retain.training.recorder import Recorder
@@ -70,7 +70,7 @@ def _rule(spec: PlasticitySpec, row: str, seed: int, recorder: Recorder) -> dict
     task = target(spec, "mnist", seed)
     attempts: list[dict[str, Any]] = []
     for attempt in range(spec.attempts):
-        own = seed_of(seed, "attempt", attempt) if attempt else seed
+        own = again(seed, attempt)
         rule, _, entry = learned(spec, layers, own, table, recorder, train_inputs=train_inputs)
         if row == "rnn-mistakes":
             rule.when, rule.edges = "mistakes", "label and predicted"

@@ -12,7 +12,7 @@ from retain.plasticity import LocalRule, Rule, TableRule, learn_online
 from retain.plasticity import learned as shipped
 from retain.studies.base import Keeper
 from retain.studies.plasticity import gradient
-from retain.studies.plasticity.common import inputs_of, learned, network, record, seed_of, target, tell
+from retain.studies.plasticity.common import again, inputs_of, learned, network, record, seed_of, target, tell
 from retain.studies.plasticity.spec import PlasticitySpec
 from retain.studies.steps import once
 from retain.training.recorder import Recorder
@@ -42,8 +42,11 @@ def rules(spec: PlasticitySpec, variant: str, seed: int) -> tuple[Rule, Rule]:
         assert isinstance(rule, LocalRule)
         return rule, LocalRule.from_settings(rule.settings())
     table, layers, settings = TABLES[variant]
-    # input weights are fixed upstream as they are downstream
-    rule, net, _ = learned(spec, layers, seed, table, train_inputs=False, **settings)
+    for attempt in range(spec.attempts):
+        # input weights are fixed upstream as they are downstream
+        rule, net, entry = learned(spec, layers, again(seed, attempt), table, train_inputs=False, **settings)
+        if entry["validation"] >= spec.accept:
+            break
     start = TableRule.fit(net, table, universal=spec.universal, form=spec.form, seed=seed_of(seed, "rule"), **settings)
     return rule, start
 

@@ -82,7 +82,8 @@ def shown(spec: PlasticitySpec, results: Results) -> tuple[list[Table], list[Fig
         columns = ["", "held out %", "test %", "not learned, test %", f"updates to {100 * spec.level:g} %", "diverged"]
         note = (
             f"Mean ± standard error over {count(len(results), 'run')} after {count(spec.passes, 'pass', 'passes')}, {100 * spec.share:g} % of "
-            "the units fire. 'Not learned' is the rule where learning it "
+            "the units fire. Tables are learned again while they stay below the held-out upstream level, as among the rows. 'Not learned' is "
+            "the rule where learning it "
             "started. Updates until the held-out accuracy, seen every "
             f"{spec.curve_every:,} images: the mean of the runs that reach it; of gradient descent, steps of 100 images. Choices between rows are to "
             "be made by 'held out'."
