@@ -122,8 +122,9 @@ def held(model: nn.Module, task: Task, part: str, samples: int, seed: int, budge
     with seeded(seed, "samples"):
         first = first_samples(next(iter(task.batches(2, generator(seed, "samples"), part))), 2)
         size = max(1, min(samples, budget // max(1, _activations(model, first, check))))
-        found = list(up_to(task.batches(size, None if isinstance(data, TensorData) else generator(seed, "samples"), part), samples))
-    pairs = [(batch.inputs, batch.targets) for whole in found for batch in _pieces(whole, size)]
+        whole = isinstance(data, TensorData)  # already drawn: one batch of views
+        found = list(up_to(task.batches(samples if whole else size, None if whole else generator(seed, "samples"), part), samples))
+    pairs = [(piece.inputs, piece.targets) for batch in found for piece in _pieces(batch, size)]
     return replace(task, data=LoaderData(pairs), test=None, validation=None)
 
 
