@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from retain.diagnosis.inputs import weights
 from retain.errors import InputError
 from retain.models.parameters import copy, evaluating, unwrap
-from retain.tasks.batch import apply
+from retain.tasks.batch import Batch, apply
 from retain.tasks.task import Task
-from retain.training.evaluation import Evaluation, evaluate
+from retain.training.evaluation import Evaluation
 from retain.training.recorder import Recorder
 
 
@@ -28,9 +28,10 @@ class Walker:
 
     def __init__(self, model: nn.Module, parts: Mapping[str, Task], anew: Task | None = None) -> None:
         self.origin, self.buffers = weights(model), statistics(model)
-        self.model = copy(unwrap(model)).requires_grad_(False)
+        self.model = copy(unwrap(model)).requires_grad_(False).eval()
         self.own = weights(self.model)
-        self.parts, self.statistics = parts, anew
+        self.batches, self.statistics = {name: list(task.batches(1)) for name, task in parts.items()}, anew
+        self._noise = torch.Generator().manual_seed(0).get_state()
 
     def go(self, steps: Iterable[tuple[float, Mapping[str, Tensor]]]) -> None:
         """Go to the origin plus a sum of scaled directions; a parameter that a direction does not name stays."""
@@ -51,8 +52,21 @@ class Walker:
         """Score and loss here, by part, with batch-norm statistics ``anew`` if there are samples for them; a loss that is no number counts as infinite."""
         if self.statistics is not None and anew:
             reestimate(self.model, self.statistics)
-        found = {name: evaluate(self.model, task, part="data") for name, task in self.parts.items()}
-        return {name: value if not math.isnan(value.nll) else value._replace(nll=math.inf) for name, value in found.items()}
+        return {name: self._score(batches) for name, batches in self.batches.items()}
+
+    def _score(self, batches: list[Batch]) -> Evaluation:
+        """As :func:`~retain.training.evaluate`, thousands of times: what it prepares and checks in every call is done once here."""
+        likelihood = batches[0].task.likelihood
+        tally = nll = units = torch.zeros((), dtype=torch.float64, device=batches[0].targets.device)
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.set_rng_state(self._noise)  # the same at every point, if the model draws
+            for batch in batches:
+                outputs = apply(self.model, batch)
+                tally = tally + likelihood.tally(outputs, batch.targets)
+                nll = nll + likelihood.nll(outputs, batch.targets).double().sum()
+                units = units + likelihood.units(batch.targets).double().sum()
+        loss = float(nll / units)
+        return Evaluation(likelihood.score(tally), math.inf if math.isnan(loss) else loss)
 
 
 def statistics(model: nn.Module) -> dict[str, Tensor]:
