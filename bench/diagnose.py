@@ -36,7 +36,7 @@ import retain
 from retain import curvature, diagnosis, models, tasks
 
 N = 256  # samples
-POINTS = 20  # of lines, and of a side of planes
+POINTS = 20  # steps of lines, and of a side of planes
 
 Found = tuple[str, float]  # what to print, and a number to compare
 
@@ -133,7 +133,7 @@ def plane_ours(case: Case) -> Found:
 def plane_theirs(case: Case) -> Found:
     library, metrics = importlib.import_module("loss_landscapes"), importlib.import_module("loss_landscapes.metrics")
     metric = metrics.Loss(F.cross_entropy, case.inputs, case.targets)
-    found = library.random_plane(case.fresh(), metric, 1, POINTS)
+    found = library.random_plane(case.fresh(), metric, 1, POINTS + 1)
     return f"least {found.min():.5g}, {found.size} points", float(found.min())
 
 
@@ -174,7 +174,7 @@ ROWS = [
     Row("trace, 32 probes", trace_ours, trace_theirs, "pyhessian"),
     Row("density, 30 steps", density_ours, density_theirs, "pyhessian", ("MLP",)),
     Row(f"line of {POINTS} points", line_ours, line_theirs, "loss-landscapes", ("MLP", "ResNet-8")),
-    Row(f"plane, side {POINTS}", plane_ours, plane_theirs, "loss-landscapes", ("MLP", "ResNet-8")),
+    Row(f"plane, side {POINTS + 1}", plane_ours, plane_theirs, "loss-landscapes", ("MLP", "ResNet-8")),
     Row("CKA of all layers", similarity_ours, similarity_theirs, "torch-cka", ("MLP", "ResNet-8")),
 ]
 
