@@ -47,6 +47,7 @@ bench: .venv/benched
 	OMP_NUM_THREADS=1 $(BIN)/python bench/loop.py
 	OMP_NUM_THREADS=1 $(BIN)/python bench/curvature.py
 	OMP_NUM_THREADS=1 $(BIN)/python bench/posterior.py
+	OMP_NUM_THREADS=1 $(BIN)/python bench/diagnose.py
 	OMP_NUM_THREADS=1 $(BIN)/python bench/plasticity.py
 
 .venv/benched: .venv/installed
