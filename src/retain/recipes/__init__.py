@@ -1,26 +1,34 @@
 """Recipes of fine-tuning: which weights learn when, and what holds them meanwhile. One recipe a file."""
 
 from retain.recipes.base import Phase, Place, Recipe, blocks
+from retain.recipes.gradual import GradualUnfreezing
 from retain.recipes.held import HeldFisher, HeldL2SP
 from retain.recipes.layerwise import LayerwiseDecay
+from retain.recipes.partial import BiasesOnly, NormsOnly
 from retain.recipes.plain import FineTune, Scratch
 from retain.recipes.probe import LPFT, LinearProbe
 from retain.recipes.starts import STARTS, mean_variance, permuted, reinitialised
 from retain.recipes.tune import FineTuned, finetune
 from retain.recipes.wise import WiSEFT
 
-RECIPES: dict[str, type[Recipe]] = {recipe.name: recipe for recipe in (Scratch, FineTune, LinearProbe, LPFT, HeldL2SP, HeldFisher, LayerwiseDecay, WiSEFT)}
+RECIPES: dict[str, type[Recipe]] = {
+    recipe.name: recipe
+    for recipe in (Scratch, FineTune, LinearProbe, LPFT, HeldL2SP, HeldFisher, LayerwiseDecay, GradualUnfreezing, WiSEFT, NormsOnly, BiasesOnly)
+}
 
 __all__ = [
     "LPFT",
     "RECIPES",
     "STARTS",
+    "BiasesOnly",
     "FineTune",
     "FineTuned",
+    "GradualUnfreezing",
     "HeldFisher",
     "HeldL2SP",
     "LayerwiseDecay",
     "LinearProbe",
+    "NormsOnly",
     "Phase",
     "Place",
     "Recipe",
