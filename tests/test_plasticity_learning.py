@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import retain
-from retain import tasks
+from retain import plasticity, tasks
 from retain.errors import InputError, RetainError, RetainWarning
 from retain.models import MLP, FeedForwardAssembly, RecurrentAssembly
 from retain.plasticity import PERCEPTRON, TableRule, learners
@@ -483,3 +483,24 @@ def test_what_cannot_be_learned_with(blobs):
     assert not any(map(torch.equal, there.plastic, before))  # refused before the reset
     with pytest.raises(InputError, match="single or double precision"):
         retain.learn_online(net(2).half(), drawn(net(2)), blobs(0), engine="numba")
+
+
+def test_wrong_families_and_tables_are_refused():
+    for asked, said in (
+        (lambda: plasticity.draw_tasks(1, kinds=()), "kinds: expected some of images"),
+        (lambda: plasticity.image_like(10, 20, bend=float("nan")), "bend: expected"),
+        (lambda: plasticity.image_like(10, 20, noise=-1), "noise: expected"),
+        (lambda: plasticity.learned(5), "name: expected one of"),
+        (lambda: plasticity.TableRule("prepost", hidden=10**9), "hidden: expected at most 1000"),
+        (lambda: plasticity.LocalRule("random", coefficients={"hebb": "a"}), "coefficient 'hebb': expected a finite number"),
+        (lambda: plasticity.evolve(plasticity.LocalRule("none"), "task"), "tasks: expected a list of tasks"),
+        (lambda: plasticity.evolve(plasticity.LocalRule("none"), [tasks.halfspace(4, 9)], horizons=50), "horizons: expected a list"),
+    ):
+        with pytest.raises(InputError, match=said):
+            asked()
+
+
+def test_a_local_rule_learns_in_other_precisions_in_torch():
+    net = FeedForwardAssembly(16, 2, layers=1, width=20, cap=10).to(torch.bfloat16)
+    result = retain.learn_online(net, plasticity.learned("local-random"), tasks.halfspace(16, 100, seed=0))
+    assert result.updates[-1] == 100

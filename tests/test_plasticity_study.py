@@ -159,3 +159,13 @@ def test_attacks_stay_in_reach_and_do_harm():
     with torch.no_grad():
         assert (net(moved).argmax(1) == labels).double().mean() < 0.8
     assert torch.equal(noise.attack(net, images, labels, 0.0, 3), images)
+
+
+def test_runs_can_be_compared_and_notes_said_once(run):
+    from retain.report.compare import compare
+
+    found = compare([run, run])[1]
+    arms = [row[0] for row in found.rows]
+    assert "prepost-2, accepted %" in arms and "averaged, mnist, width 40 %" in arms and all(row[1] == row[2] != "" for row in found.rows)
+    notes = run.read("summary.json")["notes"]
+    assert sum("Embedded subset" in note for note in notes) == 1

@@ -190,6 +190,11 @@ def evolve(
     if method not in get_args(Method):
         raise InputError("method", f"one of {', '.join(get_args(Method))}", repr(method), nearest(str(method), get_args(Method)))
     choice = tasks if choice is None else choice
+    for name, given in (("tasks", tasks), ("choice", choice)):
+        if not isinstance(given, Sequence) or not all(isinstance(task, Task) for task in given):
+            raise InputError(name, "a list of tasks", type(given).__name__, "Pass what plasticity.draw_tasks returns, or [task].")
+    if not isinstance(horizons, Sequence):
+        raise InputError("horizons", "a list of whole numbers", repr(horizons), "Pass horizons=(300,), say.")
     for name, count in (("tasks", len(tasks)), ("horizons", len(horizons)), ("nets", len(nets)), ("choice", len(choice))):
         if not count:
             raise InputError(name, "at least one", "none")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample, interpolate
 
-from retain.errors import InputError, check_count, check_share, nearest
+from retain.errors import InputError, check_count, check_positive, check_share, nearest
 from retain.models import MLP
 from retain.seeds import derive, generator
 from retain.tasks import Task, TensorData, halfspace, relu_network, teacher
@@ -78,6 +78,8 @@ def image_like(
     ):
         check_count(name, value, least=least)
     check_share("alike", alike)
+    check_positive("bend", bend, zero=True)
+    check_positive("noise", noise, zero=True)
     if not 0 < ink < 1:
         raise InputError("ink", "a share between 0 and 1", ink)
     draws = generator(seed, "images", side)
@@ -131,6 +133,8 @@ def draw_tasks(count: int, *, kinds: Sequence[Kind] = get_args(Kind), n: int = 1
         ['images-17x17-0.0', 'relu-38-0.1', 'images-14x14-0.2']
     """
     check_count("count", count)
+    if not kinds:
+        raise InputError("kinds", f"some of {', '.join(get_args(Kind))}", "none")
     for kind in kinds:
         if kind not in get_args(Kind):
             raise InputError("kinds", f"some of {', '.join(get_args(Kind))}", repr(kind), nearest(str(kind), get_args(Kind)))

@@ -33,9 +33,9 @@ class LocalLearner:
             raise InputError("input_lr", "None for a local rule, which learns the input weights itself", input_lr, "Pass LocalRule(feedback='random').")
         self.net, self.rule, self.engine, self.state = net, rule, engine, LocalState.of(net, rule)
         self.fixed = rule.feedback == "none"
-        whole = bool(net.input_mask.all())
-        self.edges = np.zeros((0, 0), self._array(self.state.output).dtype) if whole else None
-        if self.edges is None:
+        whole = engine == "torch" or bool(net.input_mask.all())  # the edges are for the kernels
+        self.edges: Any = None if engine == "torch" else np.zeros((0, 0), self._array(self.state.output).dtype)
+        if not whole:
             self.edges = self._array(net.input_mask.T.to(self.state.output.dtype).contiguous())
 
     @staticmethod

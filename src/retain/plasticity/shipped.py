@@ -34,5 +34,5 @@ def learned(name: str) -> Rule:
         'local, random feedback'
     """
     if name not in learned_names():
-        raise InputError("name", f"one of {', '.join(learned_names())}", repr(name), nearest(name, learned_names()))
+        raise InputError("name", f"one of {', '.join(learned_names())}", repr(name), nearest(str(name), learned_names()))
     return load_rule(FOLDER / name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
@@ -77,7 +78,7 @@ class LocalRule(Rule):
         for name, value in (coefficients or {}).items():
             if name not in START:
                 raise InputError("coefficients", f"some of {', '.join(START)}", repr(name), nearest(str(name), START))
-            if not math.isfinite(value):
+            if not isinstance(value, numbers.Real) or not math.isfinite(value):
                 raise InputError(f"coefficient '{name}'", "a finite number", value)
             values[name] = float(value)
         check_positive("coefficient 'horizon'", values["horizon"])

@@ -78,7 +78,8 @@ class TableRule(Rule):
         for name, value, choices in known:
             if value not in choices:
                 raise InputError(name, f"one of {', '.join(choices)}", repr(value), nearest(str(value), choices))
-        check_count("hidden", hidden, least=0)
+        if check_count("hidden", hidden, least=0) > 1000:
+            raise InputError("hidden", "at most 1000 tables", hidden, "Pass hidden=1, one table for all layers.")
         if check_count("states", states, least=2) > 256:
             raise InputError("states", "at most 256, the firing histories of 7 rounds", states)
         for name, flag in (("gated", gated), ("average", average)):

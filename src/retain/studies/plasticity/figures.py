@@ -47,16 +47,16 @@ def sentence(spec: PlasticitySpec, results: Results, part: str) -> str:
 
 
 def numbers(spec: PlasticitySpec, results: Results) -> dict[str, Any]:
-    """The main numbers, for machines."""
+    """The main numbers, for machines: by arm and measure, as ``retain compare`` takes them."""
     found: dict[str, Any] = {}
     if "rows" in spec.experiments:
         for row in spec.rows:
             entries = _entries(results, row)
             found[row] = {"test": _of(entries, _final)._asdict()}
             if row not in GRADIENT:
-                found[row] |= {"accepted": sum(entry["accepted"] for entry in entries), "upstream": _of(entries, _upstream)._asdict()}
+                found[row] |= {"accepted": _of(entries, lambda entry: float(entry["accepted"]))._asdict(), "upstream": _of(entries, _upstream)._asdict()}
     if "variants" in spec.experiments:
-        found["variants"] = varied.numbers(spec, results)
+        found |= varied.numbers(spec, results)
     return found
 
 
@@ -87,8 +87,8 @@ def _rows(spec: PlasticitySpec, results: Results) -> Shown:
     columns = ["", "accepted", "upstream %", "MNIST before %", "after %", "without retry %", "rule not learned %", "diverged"]
     note = (
         f"Test accuracy, mean ± standard error over {count(len(results), 'run')}; MNIST after {count(spec.passes, 'pass', 'passes')} by the "
-        "rule alone. A rule is learned again, at most "
-        f"{spec.attempts} times, while it stays below {100 * spec.accept:g} % of the held-out upstream points; 'without retry' takes every "
+        f"rule alone. A rule that stays below {100 * spec.accept:g} % of the held-out upstream points is learned anew, up to "
+        f"{count(spec.attempts, 'try', 'tries')} in all; 'without retry' takes every "
         "run's first try. 'Rule not learned' is where the "
         "rule starts: its output table is zero."
     )

@@ -69,11 +69,15 @@ class PlasticityStudy(Study):
         if spec.cap > spec.width:
             raise InputError("cap", f"at most the width, {spec.width}", spec.cap)
         spec.check_once("experiments", "rows", "rates", "variants", "widths", "targets", "carried", "carry_widths", "carry_layers", "carry_shares", "sizes")
-        names = {"mnist", *(spec.targets if "variants" in spec.experiments else ()), *(("fashion",) if "carry" in spec.experiments else ())}
-        for name in sorted(names):
+        for name in self._images(spec):
             task = whole(name, spec.embedded, spec.data)
             if name != "digits" and spec.validation >= task.n:
                 raise InputError("validation", f"fewer than the {task.n} training images of {name}", spec.validation)
+
+    @staticmethod
+    def _images(spec: PlasticitySpec) -> list[str]:
+        """The data sets that are used."""
+        return sorted({"mnist", *(spec.targets if "variants" in spec.experiments else ()), *(("fashion",) if "carry" in spec.experiments else ())})
 
     def plan(self, spec: PlasticitySpec) -> Plan:
         """Time a thousand images of the PrePost loop and multiply."""
@@ -104,7 +108,8 @@ class PlasticityStudy(Study):
 
     def summarise(self, spec: PlasticitySpec, results: list[dict[str, Any]]) -> Outcome:
         """The sentence, the tables and the figures of the report."""
-        notes = sorted({whole(name, spec.embedded, spec.data).note for name in ("mnist", "fashion")} - {""}) if spec.embedded else []
+        said = sorted({whole(name, spec.embedded, spec.data).note for name in self._images(spec)} - {""}) if spec.embedded else []
+        notes = [note for note in said if not any(other != note and other.startswith(note) for other in said)]  # the longer one says it all
         tables: list[Table] = []
         figures: list[Figure] = []
         for part in spec.experiments:

@@ -47,14 +47,11 @@ def family_of(name: str) -> str:
 
 
 def numbers(spec: PlasticitySpec, results: Results) -> dict[str, Any]:
-    """Test accuracy of every cell."""
+    """Test accuracy of every cell: by variant and data set, then by width."""
     return {
-        target: {
-            f"{name}, width {width}": _final(_cells(results, variant=name, width=width, target=target))._asdict()
-            for name in _names(spec)
-            for width in spec.widths
-        }
+        f"{name}, {target}": {f"width {width}": _final(_cells(results, variant=name, width=width, target=target))._asdict() for width in spec.widths}
         for target in spec.targets
+        for name in _names(spec)
     }
 
 
