@@ -115,6 +115,8 @@ def test_a_run_that_was_broken_off_goes_on_with_the_same_bits(run, tmp_path):
         ("cap=200", "cap: expected at most the width, 100"),
         ("validation=10000", "fewer than the 10000 training images"),
         ("device=cuda", "device: expected cpu"),
+        ("form=multiplicative", "form: expected additive, since averaged"),
+        ("loss=mse", "double_softmax: expected the cross-entropy"),
         ("widths=[100,100]", "widths: expected every entry once"),
     ],
 )
@@ -169,3 +171,17 @@ def test_runs_can_be_compared_and_notes_said_once(run):
     assert "prepost-2, accepted %" in arms and "averaged, mnist, width 40 %" in arms and all(row[1] == row[2] != "" for row in found.rows)
     notes = run.read("summary.json")["notes"]
     assert sum("Embedded subset" in note for note in notes) == 1
+
+
+def test_a_recurrent_network_of_no_rounds_has_no_graph_to_draw(tmp_path):
+    found = find("plasticity")
+    settings = ["experiments=[rows]", "rows=[rnn]", "rounds=0", "rule_epochs=1", "attempts=1", "validation=9500", "curve_every=500", "seeds=1"]
+    run = execute(found, found.spec("quick", settings), tmp_path)
+    assert "table-graph" not in write_report(run).read_text()
+
+
+def test_every_experiment_gives_numbers(run):
+    found = find("plasticity")
+    numbers = found.summarise(found.spec("quick", SMALL), run.results()).numbers
+    for arm in ("prepost-2", "averaged, mnist", "local-fixed, carried", "tuned-1, noise"):
+        assert all({"mean", "error", "seeds"} == set(value) for value in numbers[arm].values()), arm

@@ -57,6 +57,10 @@ def numbers(spec: PlasticitySpec, results: Results) -> dict[str, Any]:
                 found[row] |= {"accepted": _of(entries, lambda entry: float(entry["accepted"]))._asdict(), "upstream": _of(entries, _upstream)._asdict()}
     if "variants" in spec.experiments:
         found |= varied.numbers(spec, results)
+    if "carry" in spec.experiments:
+        found |= carried.numbers(spec, results)
+    if "noise" in spec.experiments:
+        found |= noise.numbers(spec, results)
     return found
 
 
@@ -227,7 +231,7 @@ def _heat(spec: PlasticitySpec, results: Results) -> list[Figure]:
 
 
 def _mean(tables: list[list[list[float]] | None]) -> list[list[float]]:
-    there = [table for table in tables if table]
+    there = [table for table in tables if isinstance(table, list)]  # not those of networks without such a matrix
     return [[fmean(cells) for cells in zip(*lines, strict=True)] for lines in zip(*there, strict=True)] if there else []
 
 

@@ -15,6 +15,7 @@ from retain.figures import Figure, Table
 from retain.plasticity import TableRule, learn_online
 from retain.plasticity.compiled import available
 from retain.plasticity.learners import NUMBA_HINT
+from retain.plasticity.losses import check_loss
 from retain.studies.base import Keeper, Outcome, Plan, Study
 from retain.studies.plasticity import carry, noise, rows, variants
 from retain.studies.plasticity import figures as show
@@ -68,6 +69,11 @@ class PlasticityStudy(Study):
             raise InputError("--from", "a study that starts from a stored model", "plasticity", "It learns its rules itself.")
         if spec.cap > spec.width:
             raise InputError("cap", f"at most the width, {spec.width}", spec.cap)
+        check_loss(spec.loss, spec.double_softmax)
+        averaged = ("averaged" in spec.variants and "variants" in spec.experiments) or {"carry", "noise"} & set(spec.experiments)
+        if spec.form == "multiplicative" and averaged:
+            hint = "Leave 'averaged' out of the variants, and run no carrying or noise."
+            raise InputError("form", "additive, since averaged weights are asked for", "multiplicative", hint)
         spec.check_once("experiments", "rows", "rates", "variants", "widths", "targets", "carried", "carry_widths", "carry_layers", "carry_shares", "sizes")
         for name in self._images(spec):
             task = whole(name, spec.embedded, spec.data)
@@ -90,10 +96,15 @@ class PlasticityStudy(Study):
         rule = TableRule.fit(net)
         learn_online(net, rule, few, score_every=0)  # compiles, or loads what was compiled
         second = learn_online(net, rule, few, score_every=0).seconds / 1000
-        images = spec.passes * task.n * len(self.stages(spec))
-        meta = spec.upstream_points * spec.rule_epochs * len([stage for stage in self.stages(spec) if "tuned" not in stage])
-        scored = 2.0  # what scoring costs beside learning
-        seconds = scored * images * second + meta * 1e-4
+        stages = self.stages(spec)
+        images = spec.passes * task.n * len(stages)
+        meta = spec.upstream_points * spec.rule_epochs * len([stage for stage in stages if "tuned" not in stage])
+        tried = 1.5 * len(spec.rates)  # gradient descent at every rate, on nets of several depths or sizes
+        wide = len(spec.targets) * sum(0.5 + width / spec.width for width in spec.widths)  # what a stage of the variants learns, in multiples of the loop's net
+        share = {"rows": 1.5, "variants": 2 * wide, "carry": 6.0, "noise": 3.0}
+        loops = sum(share[stage.split("@")[1]] * (tried if "tuned" in stage else 1) for stage in stages)
+        scored = 2.0 + 15_000 / spec.curve_every / 4 if not spec.embedded else 2.5  # what scoring costs beside learning
+        seconds = scored * spec.passes * task.n * loops * second + 1.5 * meta * 1e-4
         parameters = sum(p.numel() for p in net.parameters())
         return Plan(parameters, {task.id: task.n}, self.stages(spec), images, seconds, f"one image, {1e6 * second:.1f} microseconds")
 

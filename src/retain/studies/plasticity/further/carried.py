@@ -33,6 +33,13 @@ def sentence(spec: PlasticitySpec, results: Results) -> str:
     return f"Carried to other widths on MNIST: {'; '.join(said)} ({count(len(results), 'run')})."
 
 
+def numbers(spec: PlasticitySpec, results: Results) -> dict[str, Any]:
+    """Test accuracy by rule, then by where it was carried."""
+    return {
+        f"{rule}, carried": {f"{axis} {value}": end._asdict() for axis in AXES for value, end in _found(results, rule, axis).items()} for rule in spec.carried
+    }
+
+
 def shown(spec: PlasticitySpec, results: Results) -> tuple[list[Table], list[Figure]]:
     """A table, and a panel for each axis of numbers."""
     rows = []

@@ -19,16 +19,16 @@ def _found(results: Results, net: str, kind: str, place: int) -> Estimate:
     return estimate(entry[kind][place] for result in results for entry in result["noise"] if entry["net"] == net)
 
 
-def _kept(results: Results, net: str, kind: str, place: int) -> Estimate:
-    """The share of the clean accuracy that is left."""
-    return estimate(entry[kind][place] / max(entry[kind][0], 1e-9) for result in results for entry in result["noise"] if entry["net"] == net)
-
-
 def sentence(spec: PlasticitySpec, results: Results) -> str:
     """The accuracies under the attack, in the middle of the sizes."""
     place = len(spec.sizes) // 2
     said = [f"{VARIANTS[net]} {_found(results, net, 'pgd', place).percent()} % (of {_found(results, net, 'pgd', 0).percent()})" for net in NETS]
     return f"Under gradient steps of size {spec.sizes[place]:g}: {', '.join(said)} ({count(len(results), 'run')})."
+
+
+def numbers(spec: PlasticitySpec, results: Results) -> dict[str, Any]:
+    """Accuracy under several gradient steps, by network, then by size."""
+    return {f"{net}, noise": {f"size {size:g}": _found(results, net, "pgd", i)._asdict() for i, size in enumerate(spec.sizes)} for net in NETS}
 
 
 def shown(spec: PlasticitySpec, results: Results) -> tuple[list[Table], list[Figure]]:
