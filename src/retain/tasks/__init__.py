@@ -5,6 +5,7 @@ scenario that says which outputs compete for each of them.
 """
 
 from retain.tasks.batch import Batch, apply
+from retain.tasks.controls import shuffle_blocks, shuffle_labels
 from retain.tasks.data import Data, LoaderData, TensorData
 from retain.tasks.folder import flowers102, folder
 from retain.tasks.images import ImageData, as_images, few
@@ -50,6 +51,8 @@ __all__ = [
     "relu_network",
     "rotate",
     "sequence",
+    "shuffle_blocks",
+    "shuffle_labels",
     "split",
     "teacher",
     "union",
