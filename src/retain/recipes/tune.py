@@ -250,8 +250,13 @@ def _run(place: Place, phase: Phase, batchnorm: BatchNormPolicy, options: Mappin
         with frozen_statistics(model, batchnorm == "freeze"):
             learn(model, [task], phase.method, batchnorm="track", consolidate_last=False, **options)
         return
-    _, layer = find_head(model, place.head)
-    learn(layer, [features(model, task.to(choose_device(options["device"])), name=place.head)], phase.method, consolidate_last=False, **options)
+    learn(
+        model.get_submodule(place.head),
+        [features(model, task.to(choose_device(options["device"])), name=place.head)],
+        phase.method,
+        consolidate_last=False,
+        **options,
+    )
 
 
 class frozen_statistics:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -85,7 +86,7 @@ def scaled(net: Assembly) -> None:
             weight.copy_(torch.randn(weight.shape, generator=draws, dtype=weight.dtype) / fan**0.5)
 
 
-def tuned(make: Any, task: Task, rates: tuple[float, ...], *, passes: int, seed: int, every: int) -> dict[str, Any]:
+def tuned(make: Callable[[], Assembly], task: Task, rates: tuple[float, ...], *, passes: int, seed: int, every: int) -> tuple[dict[str, Any], Assembly]:
     """Adam on all weights, batches of 100, at the rate that is best on the validation images.
 
     Args:
@@ -97,15 +98,15 @@ def tuned(make: Any, task: Task, rates: tuple[float, ...], *, passes: int, seed:
         every: Samples between two scores, at the best rate.
 
     Returns:
-        Plain values, with the rate and what each rate reached on the validation images.
+        Plain values, with the rate and what each rate reached on the validation images; and the network that the best rate made.
     """
-    tried = []
-    for rate in rates:
+
+    def trained(rate: float, every: int) -> tuple[dict[str, Any], Assembly]:
         net = make()
         scaled(net)
-        found = descend(net, task, list(net.parameters()), lr=rate, batch=100, passes=passes, seed=seed, every=0, double=False)
-        tried.append(found["validation"][-1])
+        return descend(net, task, list(net.parameters()), lr=rate, batch=100, passes=passes, seed=seed, every=every, double=False), net
+
+    tried = [trained(rate, 0)[0]["validation"][-1] for rate in rates]
     rate = rates[max(range(len(rates)), key=tried.__getitem__)]
-    net = make()
-    scaled(net)
-    return {"rate": rate, "tried": tried, **descend(net, task, list(net.parameters()), lr=rate, batch=100, passes=passes, seed=seed, every=every, double=False)}
+    found, net = trained(rate, every)
+    return {"rate": rate, "tried": tried, **found}, net

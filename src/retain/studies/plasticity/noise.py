@@ -83,10 +83,7 @@ def _attacked(spec: PlasticitySpec, name: str, seed: int, recorder: Recorder) ->
         return wide(spec, inputs_of(task), layers, spec.width, spec.cap / spec.width, seed)
 
     if name.startswith("tuned"):
-        found = gradient.tuned(make, task, spec.rates, passes=spec.passes, seed=seed, every=0)
-        net = make()
-        gradient.scaled(net)
-        gradient.descend(net, task, list(net.parameters()), lr=found["rate"], batch=100, passes=spec.passes, seed=seed, every=0, double=False)
+        _, net = gradient.tuned(make, task, spec.rates, passes=spec.passes, seed=seed, every=0)
     else:
         net = make()
         learn_online(net, rules(spec, name, seed)[0], task, epochs=spec.passes, score_every=0, seed=seed)

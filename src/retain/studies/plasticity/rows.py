@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 from retain.plasticity import TableRule, learn_online
@@ -49,7 +50,7 @@ def _gradient(spec: PlasticitySpec, row: str, seed: int, recorder: Recorder) -> 
     descended: dict[str, Any] = {}
     for layers in nets:
         ends["every"] = spec.curve_every if layers == 2 else 0
-        descended[str(layers)] = gradient.tuned(lambda layers=layers: make(layers), task, spec.rates, **ends)
+        descended[str(layers)], _ = gradient.tuned(partial(make, layers), task, spec.rates, **ends)
         ended = descended[str(layers)]
         tell(
             recorder,

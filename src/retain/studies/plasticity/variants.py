@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -91,9 +92,8 @@ def _tuned(spec: PlasticitySpec, seed: int, recorder: Recorder) -> dict[str, Any
     for name in spec.targets:
         task = target(spec, name, seed)
         for width in spec.widths:
-            inputs = inputs_of(task)
-            found = gradient.tuned(
-                lambda inputs=inputs, width=width: wide(spec, inputs, 1, width, spec.share, seed),
+            found, _ = gradient.tuned(
+                partial(wide, spec, inputs_of(task), 1, width, spec.share, seed),
                 task,
                 spec.rates,
                 passes=spec.passes,
