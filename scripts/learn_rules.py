@@ -20,6 +20,7 @@ from retain import tasks
 from retain.models import FeedForwardAssembly
 from retain.plasticity import LocalRule, draw_tasks, evolve, learned, save_rule
 from retain.seeds import generator
+from retain.training.recorder import Silent
 
 FOLDER = Path(retain.__file__).parent / "plasticity" / "learned"
 KINDS = ("images", "images", "relu", "images", "images", "teacher", "images", "halfspace")
@@ -33,7 +34,7 @@ RULES: dict[str, dict[str, Any]] = {
 SIZES = ((500, 250), (1000, 200))
 
 
-class Progress:
+class Progress(Silent):
     """Prints every generation."""
 
     def __init__(self) -> None:
@@ -43,12 +44,6 @@ class Progress:
         """One line."""
         values = ", ".join(f"{name} {value:.3f}" if isinstance(value, float) else f"{name} {value}" for name, value in fields.items())
         print(f"  {time.time() - self.start:4.0f} s  {values}", flush=True)
-
-    def save(self, state: Any, *, final: bool = False) -> None:
-        """Nothing is kept."""
-
-    def load(self) -> None:
-        """Nothing was kept."""
 
 
 def make(name: str) -> None:

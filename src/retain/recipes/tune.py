@@ -207,8 +207,8 @@ def shared_out(phases: Any, epochs: int) -> list[int]:
     return [*found, max(1, epochs - sum(found))]
 
 
-class Counted:
-    """A recorder that numbers the epochs of all phases through, and keeps them.
+class Counted(Silent):
+    """A recorder that numbers the epochs of all phases through, and keeps them; a phase is no place to go on from.
 
     Args:
         out: Where events go.
@@ -234,12 +234,6 @@ class Counted:
             kept = {key: next(iter(fields[key].values()), None) for key in ("accuracy", "nll", "validation", "validation_nll")}
             self.entries.append({"phase": self.phase, "epoch": fields["epoch"], "loss": fields["loss"], "score": fields["score"], **kept})
         self.out.event(kind, **fields)
-
-    def save(self, state: Any, *, final: bool = False) -> None:
-        """A phase is no place to go on from."""
-
-    def load(self) -> None:
-        """Nothing was kept."""
 
 
 def _run(place: Place, phase: Phase, batchnorm: BatchNormPolicy, options: Mapping[str, Any]) -> None:
