@@ -95,6 +95,8 @@ def test_a_strong_prior_holds_the_body_and_not_the_head(pair):
     distance = [float((result.model.layers.fc1.weight - pair[0].layers.fc1.weight).detach().norm()) for result in (loose, tight)]
     assert distance[1] < 1e-3 * distance[0]
     assert tight.accuracy["test"] > 0.7  # the head is free
+    probed = tuned(pair, LinearProbe(), epochs=3)  # the first phase alone
+    assert not torch.allclose(tight.model.layers.fc2.weight, probed.model.layers.fc2.weight, atol=1e-2)
 
 
 def test_only_norms_or_biases_and_the_head_move(pair):
@@ -147,6 +149,10 @@ def test_the_way_back_chooses_on_held_out_data(pair):
     assert result.accuracy["test"] == chosen["test"]
     end = tuned(pair, LPFT(), epochs=6)
     assert curve[-1]["test"] == end.accuracy["test"]  # alpha 1 is LP-FT
+    half = tuned(pair, WiSEFT(alphas=(0.5,)), epochs=6)
+    probed = tuned(pair, LinearProbe(), epochs=3)
+    for mine, first, last in zip(half.model.parameters(), probed.model.parameters(), end.model.parameters(), strict=True):
+        assert torch.allclose(mine, (first + last) / 2, atol=1e-6)
     without = retain.Task(pair[1].data, test=pair[1].test, id="no validation")
     assert retain.finetune(copy.deepcopy(pair[0]), without, "wise-ft", epochs=2).found["alpha"] == 1.0
 
