@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -47,12 +48,14 @@ class Place:
         head: The head's name.
         task: The task.
         seed: Of whatever is drawn.
+        batchnorm: Whether batch-norm statistics follow the data: ``track`` or ``freeze``.
     """
 
     model: nn.Module
     head: str
     task: Task
     seed: int = 0
+    batchnorm: str = "track"
 
     def in_head(self, name: str) -> bool:
         """Whether a parameter is the head's."""
@@ -70,6 +73,11 @@ class Recipe(ABC):
     def start(self, place: Place) -> nn.Module:
         """Change the model before anything is trained; by default it stays as it is."""
         return place.model
+
+    @contextmanager
+    def during(self, place: Place) -> Iterator[dict[str, Any]]:
+        """Around all phases: change layers for the time of training, and back again; yields what there is to tell, plain values."""
+        yield {}
 
     @abstractmethod
     def phases(self, place: Place) -> Sequence[Phase]:
