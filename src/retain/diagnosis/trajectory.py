@@ -124,7 +124,8 @@ class Plane:
 class Trajectory:
     """Keeps a model's weights as it trains, in its own type on the CPU.
 
-    It is a recorder, so ``retain.learn(..., recorder=trajectory)`` adds the weights after every epoch; in a loop of one's own call :meth:`add`.
+    It is a recorder, so ``retain.learn(..., recorder=trajectory)`` and ``retain.finetune`` add the weights after every epoch; in a loop of one's own call
+    :meth:`add`.
 
     Args:
         model: The model; its weights now are the first point.
@@ -162,22 +163,20 @@ class Trajectory:
         """
         found = weights(model)
         same(self._shapes, found, "model")
-        self._keep(found)
-
-    def _keep(self, found: Mapping[str, Tensor]) -> None:
         self.points.append(torch.cat([found[name].detach().to("cpu").flatten() for name in self._shapes]))
 
     def event(self, kind: str, **fields: Any) -> None:
-        """Hand it on."""
+        """After an epoch keep the model's weights; hand everything on."""
+        if kind == "epoch":
+            self.add(self._model)
         self._recorder.event(kind, **fields)
 
     def save(self, state: Callable[[], Mapping[str, Any]], *, final: bool = False) -> None:
-        """Keep the weights of a state, and hand it on."""
+        """Hand it on, if it is a state of the model that is followed."""
         found = state()
         missing = next((name for name in self._shapes if name not in found["model"]), None)
         if missing is not None:
             raise InputError("trajectory", f"states of a model with '{missing}'", "none", "If the method prepares the model, begin the trajectory after it.")
-        self._keep(found["model"])
         self._recorder.save(lambda: found, final=final)
 
     def load(self) -> dict[str, Any] | None:

@@ -78,7 +78,7 @@ def pretrained(name: str, classes: int | None = None, *, weights: bool = True, s
         seed: Of the new head, and of a random start.
 
     Returns:
-        The network in training mode, and its preprocessing.
+        The network in training mode, its filters laid out with channels last, and its preprocessing.
 
     Raises:
         InputError: If there is no such network.
@@ -102,7 +102,8 @@ def pretrained(name: str, classes: int | None = None, *, weights: bool = True, s
             model, preprocessing = (_torchvision if library == "torchvision" else _timm)(short, weights)
     if classes is not None:
         model = replace_head(model, classes, seed=seed)
-    return model.train(), preprocessing
+    # convolutions on a processor take half the time with channels last, and inputs need not be laid out so
+    return model.to(memory_format=torch.channels_last).train(), preprocessing
 
 
 @contextmanager

@@ -72,7 +72,7 @@ def learn(
         after: The result of learning the first tasks of this stream: they are not learned again, and its rows and curves are kept. The
             model and the method must be those that came out of it (or the method has consolidated the model on their data).
         consolidate_last: Let the method remember the last task too; ``False`` saves the time where nothing follows.
-        score_every: Score the watched tasks after every so many epochs of a task, and after its last.
+        score_every: Score the watched tasks after every so many epochs of a task, and after its last; 0 is never, and the rows of the matrix are ``nan``.
         recorder: Where events and points to continue from go.
 
     Returns:
@@ -90,7 +90,7 @@ def learn(
     """
     check_count("epochs", epochs)
     check_count("batch_size", batch_size)
-    check_count("score_every", score_every)
+    check_count("score_every", score_every, least=0)
     if not isinstance(model, nn.Module):
         raise InputError("model", "an nn.Module", repr(model))
     if method is not None and not isinstance(method, Method):
@@ -124,7 +124,7 @@ def learn(
         if restored["done"]:
             return result
     elif not result.rows:
-        _score(result, model, method, watched, stream, keeper, -1, row=True)
+        _row(result, model, method, watched, stream, keeper, -1, score_every)
 
     for t in range(position[0], len(stream)):
         task = stream[t]
@@ -175,7 +175,7 @@ def learn(
                     f"The loss on task '{task.id}' is no longer finite in epoch {epoch + 1} ({method!r}, lr={lr:g}). "
                     "Lower lr or the strength, or use pull='proximal'."
                 )
-            scored = (epoch + 1) % score_every == 0 or epoch + 1 == epochs
+            scored = score_every > 0 and ((epoch + 1) % score_every == 0 or epoch + 1 == epochs)
             found = _score(result, model, method, watched, stream, keeper, t, row=False) if scored else {key: {} for key in _SCORES}
             said = method.report(model)
             entry = {"task": task.id, "epoch": epoch + 1, "loss": mean, "score": task.likelihood.score(tally), **found, **said}  # type: ignore[arg-type]
@@ -188,7 +188,7 @@ def learn(
         if consolidate_last or not last:
             with seeded(seed, "remember", t):
                 method.consolidate(model, task)
-        _score(result, model, method, watched, stream, keeper, t, row=True)
+        _row(result, model, method, watched, stream, keeper, t, score_every)
         recorder.save(lambda t=t, last=last: _state(result, model, method, t + 1, 0, None, done=last), final=last)  # type: ignore[misc]
     return result
 
@@ -219,8 +219,8 @@ def measure(model: nn.Module, stream: Stream | Sequence[Any], learned: int = 1, 
         model=model,
         method=method,
     )
-    for rows in (result.rows, result.nll_rows, result.validation_rows):
-        rows.extend([[math.nan] * len(stream) for _ in range(learned)])
+    for _ in range(learned):
+        _empty(result, len(stream))
     _score(result, model, method, stream, stream, BatchNormKeeper(model, "track"), learned - 1, row=True)
     return result
 
@@ -252,6 +252,20 @@ def _score(
         result.nll_rows.append(list(nlls.values()))
         result.validation_rows.append([held_out.get(task.id, math.nan) for task in watched.tasks])
     return dict(zip(_SCORES, (scores, nlls, held_out, held_out_nll), strict=True))
+
+
+def _empty(result: Result, tasks: int) -> None:
+    for rows in (result.rows, result.nll_rows, result.validation_rows):
+        rows.append([math.nan] * tasks)
+
+
+def _row(
+    result: Result, model: nn.Module, method: Method, watched: Stream, stream: Stream, keeper: BatchNormKeeper, learned: int, score_every: int
+) -> None:
+    if score_every:
+        _score(result, model, method, watched, stream, keeper, learned, row=True)
+    else:
+        _empty(result, len(watched))
 
 
 def _state(result: Result, model: nn.Module, method: Method, task: int, epoch: int, optimizer: Any, *, done: bool) -> dict[str, Any]:
