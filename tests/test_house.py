@@ -32,6 +32,7 @@ LAYERS = [
     "plasticity",
     "recipes",
     "diagnosis",
+    "merging",
     "studies",
     "runs",
     "report",

@@ -16,11 +16,13 @@ _MODULES = (
     "diagnosis",
     "figures",
     "likelihoods",
+    "merging",
     "methods",
     "metrics",
     "models",
     "paths",
     "plasticity",
+    "recipes",
     "runs",
     "studies",
     "tasks",
@@ -63,6 +65,7 @@ __all__ = [
     "likelihoods",
     "load",
     "measure",
+    "merging",
     "meta_learn",
     "methods",
     "metrics",
@@ -80,7 +83,24 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from retain import beliefs, curvature, diagnosis, figures, likelihoods, methods, metrics, models, paths, plasticity, recipes, runs, studies, tasks, training
+    from retain import (
+        beliefs,
+        curvature,
+        diagnosis,
+        figures,
+        likelihoods,
+        merging,
+        methods,
+        metrics,
+        models,
+        paths,
+        plasticity,
+        recipes,
+        runs,
+        studies,
+        tasks,
+        training,
+    )
     from retain.beliefs import Belief
     from retain.curvature import fisher
     from retain.diagnosis import diagnose
