@@ -35,7 +35,7 @@ def tuned(pair, recipe, **settings):
     return retain.finetune(model, task, recipe, **{"epochs": 4, "lr": 0.05, **settings})
 
 
-@pytest.mark.parametrize("name", sorted(set(RECIPES) - {"norms-only"}))
+@pytest.mark.parametrize("name", sorted(set(RECIPES) - {"norms-only", "stochnorm"}))
 def test_every_recipe_learns_and_tells(pair, name):
     recorder = Memory(after=10**9)
     result = tuned(pair, name, recorder=recorder, epochs=6)
@@ -46,7 +46,7 @@ def test_every_recipe_learns_and_tells(pair, name):
     model = result.model
     assert model.layers.fc2.out_features == 5 and result.head == "layers.fc2"
     total = sum(p.numel() for p in model.parameters())
-    trained = {"linear-probe": 32 * 5 + 5, "biases-only": 32 + 32 * 5 + 5}
+    trained = {"linear-probe": 32 * 5 + 5, "biases-only": 32 + 32 * 5 + 5, "lora": 8 * (64 + 32) + 32 * 5 + 5}
     assert result.parameters == {"total": total, "trained": trained.get(name, total)}
     assert all(p.requires_grad for p in model.parameters())
     assert "head 'layers.fc2'" in result.table().note and result.plot() is not None

@@ -1,22 +1,44 @@
 """Recipes of fine-tuning: which weights learn when, and what holds them meanwhile. One recipe a file."""
 
 from retain.recipes.base import Phase, Place, Recipe, blocks
+from retain.recipes.bss import BSS
+from retain.recipes.delta import DELTA
 from retain.recipes.gradual import GradualUnfreezing
 from retain.recipes.held import HeldFisher, HeldL2SP
 from retain.recipes.layerwise import LayerwiseDecay
+from retain.recipes.lora import LoRA
 from retain.recipes.partial import BiasesOnly, NormsOnly
 from retain.recipes.plain import FineTune, Scratch
 from retain.recipes.probe import LPFT, LinearProbe
 from retain.recipes.starts import STARTS, mean_variance, permuted, reinitialised
+from retain.recipes.stochnorm import StochasticNormalisation
 from retain.recipes.tune import FineTuned, finetune
 from retain.recipes.wise import WiSEFT
 
 RECIPES: dict[str, type[Recipe]] = {
     recipe.name: recipe
-    for recipe in (Scratch, FineTune, LinearProbe, LPFT, HeldL2SP, HeldFisher, LayerwiseDecay, GradualUnfreezing, WiSEFT, NormsOnly, BiasesOnly)
+    for recipe in (
+        Scratch,
+        FineTune,
+        LinearProbe,
+        LPFT,
+        HeldL2SP,
+        HeldFisher,
+        DELTA,
+        BSS,
+        StochasticNormalisation,
+        LayerwiseDecay,
+        GradualUnfreezing,
+        WiSEFT,
+        LoRA,
+        NormsOnly,
+        BiasesOnly,
+    )
 }
 
 __all__ = [
+    "BSS",
+    "DELTA",
     "LPFT",
     "RECIPES",
     "STARTS",
@@ -28,11 +50,13 @@ __all__ = [
     "HeldL2SP",
     "LayerwiseDecay",
     "LinearProbe",
+    "LoRA",
     "NormsOnly",
     "Phase",
     "Place",
     "Recipe",
     "Scratch",
+    "StochasticNormalisation",
     "WiSEFT",
     "blocks",
     "finetune",

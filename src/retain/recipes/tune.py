@@ -39,7 +39,7 @@ class FineTuned:
             ``accuracy``, ``nll``, ``validation`` and ``validation_nll`` where there are such data.
         accuracy: At the end, by part: ``data`` (training), ``validation``, ``test``.
         nll: The same for the mean negative log-likelihood, in nats.
-        parameters: ``total``, and ``trained`` in any phase.
+        parameters: ``total``, and ``trained`` in any phase, among them adapters that are part of the weights by now.
         start: The weights before the first phase, on the CPU, for :func:`retain.diagnose`.
         found: What the recipe had to tell, such as WiSE-FT's curve.
     """
@@ -93,6 +93,8 @@ def finetune(
     seed: int = 0,
     device: str | torch.device = "auto",
     batchnorm: BatchNormPolicy = "track",
+    score_every: int = 1,
+    cached: Task | None = None,
     recorder: Recorder | None = None,
 ) -> FineTuned:
     """Teach a trained model a new task, by a recipe.
@@ -113,6 +115,8 @@ def finetune(
         seed: Of the data order, the head and whatever the recipe draws.
         device: As for :func:`~retain.learn`.
         batchnorm: ``track`` adapts statistics to the new data, ``freeze`` keeps them.
+        score_every: Score held-out and test data after every so many epochs of a phase, and after its last; 0 is at the end alone.
+        cached: What :func:`~retain.models.features` of this model and task gave, to spare a first phase that trains the head alone the same passes.
         recorder: Gets an event each epoch.
 
     Returns:
@@ -135,6 +139,7 @@ def finetune(
     from retain.recipes import RECIPES  # the list of all recipes imports this module's neighbours
 
     check_count("epochs", epochs)
+    check_count("score_every", score_every, least=0)
     check_positive("lr", lr)
     if not isinstance(model, nn.Module):
         raise InputError("model", "an nn.Module", repr(model))
@@ -155,35 +160,39 @@ def finetune(
     classes = max(task.classes) + 1
     if layer.weight.shape[0] != classes:
         replace_head(model, classes, name=name, seed=seed, zero=True)
-    place = Place(model, name, task, seed)
+    if cached is not None and (cached.n != task.n or cached.data.shape != (layer.in_features,)):
+        raise InputError("cached", f"{layer.in_features} features of each of the {task.n} samples", f"{cached.n} of shape {list(cached.data.shape or ())}")
+    place = Place(model, name, task, seed, batchnorm)
     model = recipe.start(place).to(choose_device(device))
     place = replace(place, model=model)
     result = FineTuned(recipe.name, model, name, start=_state(model, "cpu"))
-    states, out, trained = [_state(model)], recorder or Silent(), set()
-    wanted = {key: parameter.requires_grad for key, parameter in model.named_parameters()}
-    phases = recipe.phases(place)
-    for number, (phase, passes) in enumerate(zip(phases, shared_out(phases, epochs), strict=True)):
-        options: dict[str, Any] = {"epochs": passes, "batch_size": batch_size, "lr": lr * phase.lr, "optimizer": optimizer, "schedule": schedule}
-        options |= {"seed": derive(seed, "phase", number), "device": device, "recorder": Counted(out, phase.name, len(result.history), epochs, recipe.name)}
-        for key, parameter in model.named_parameters():
-            parameter.requires_grad_(wanted[key] and phase.trains(key))
-            trained |= {key} if parameter.requires_grad else set()
-        if not any(parameter.requires_grad for parameter in model.parameters()):
-            raise InputError("recipe", f"something to train in the phase '{phase.name}'", f"nothing in {type(model).__name__}")
-        try:
-            _run(place, phase, batchnorm, options)
-        finally:
+    trained: dict[str, int] = {}
+    with recipe.during(place) as told:
+        states, out = [_state(model)], recorder or Silent()
+        wanted = {key: parameter.requires_grad for key, parameter in model.named_parameters()}
+        phases = recipe.phases(place)
+        for number, (phase, passes) in enumerate(zip(phases, shared_out(phases, epochs), strict=True)):
+            options: dict[str, Any] = {"epochs": passes, "batch_size": batch_size, "lr": lr * phase.lr, "optimizer": optimizer, "schedule": schedule}
+            options |= {"seed": derive(seed, "phase", number), "device": device, "score_every": score_every}
+            options |= {"recorder": Counted(out, phase.name, len(result.history), epochs, recipe.name)}
             for key, parameter in model.named_parameters():
-                parameter.requires_grad_(wanted.get(key, True))
-        result.history += options["recorder"].entries
-        states.append(_state(model))
-    result.found = recipe.finish(place, states)
+                parameter.requires_grad_(wanted[key] and phase.trains(key))
+                trained |= {key: parameter.numel()} if parameter.requires_grad else {}
+            if not any(parameter.requires_grad for parameter in model.parameters()):
+                raise InputError("recipe", f"something to train in the phase '{phase.name}'", f"nothing in {type(model).__name__}")
+            try:
+                _run(place, phase, batchnorm, options, None if number else cached)
+            finally:
+                for key, parameter in model.named_parameters():
+                    parameter.requires_grad_(wanted.get(key, True))
+            result.history += options["recorder"].entries
+            states.append(_state(model))
+    result.found = {**told, **recipe.finish(place, states)}
     for part in PARTS:
         if getattr(task, part) is not None:
             scored = evaluate(model, task.to(choose_device(device)), part=part)
             result.accuracy[part], result.nll[part] = scored.score, scored.nll
-    sizes = {key: parameter.numel() for key, parameter in model.named_parameters()}
-    result.parameters = {"total": sum(sizes.values()), "trained": sum(size for key, size in sizes.items() if key in trained)}
+    result.parameters = {"total": sum(parameter.numel() for parameter in model.parameters()), "trained": sum(trained.values())}
     return result
 
 
@@ -236,7 +245,7 @@ class Counted(Silent):
         self.out.event(kind, **fields)
 
 
-def _run(place: Place, phase: Phase, batchnorm: BatchNormPolicy, options: Mapping[str, Any]) -> None:
+def _run(place: Place, phase: Phase, batchnorm: BatchNormPolicy, options: Mapping[str, Any], cached: Task | None) -> None:
     model, task = place.model, place.task
     if phase.anchored and phase.method is not None:
         phase.method.consolidate(model, phase.anchor or task)
@@ -244,9 +253,11 @@ def _run(place: Place, phase: Phase, batchnorm: BatchNormPolicy, options: Mappin
         with frozen_statistics(model, batchnorm == "freeze"):
             learn(model, [task], phase.method, batchnorm="track", consolidate_last=False, **options)
         return
+    if not options["score_every"]:
+        task = replace(task, validation=None, test=None)
     learn(
         model.get_submodule(place.head),
-        [features(model, task.to(choose_device(options["device"])), name=place.head)],
+        [cached or features(model, task.to(choose_device(options["device"])), name=place.head)],
         phase.method,
         consolidate_last=False,
         **options,
