@@ -5,6 +5,7 @@ import statistics
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -59,3 +60,23 @@ def test_one_seed_has_no_error():
     assert metrics.estimate([0.4, 0.6]).percent() == "50.0 ± 10.0"
     with pytest.raises(InputError):
         metrics.estimate([])
+
+
+@pytest.mark.parametrize(("seeds", "t"), [(2, 12.7062), (3, 4.3027), (4, 3.1824), (5, 2.7764), (6, 2.5706), (11, 2.2281), (31, 2.0423), (100, 1.9842)])
+def test_intervals_are_students(seeds, t):
+    """Published quantiles of Student's distribution, for odd and even degrees of freedom."""
+    values = [float(k) for k in range(seeds)]
+    found, error = metrics.interval(values), metrics.estimate(values).error
+    assert (found.high - found.mean) / error == pytest.approx(t, abs=6e-5)
+    assert found.low + found.high == pytest.approx(2 * found.mean)
+
+
+def test_intervals_cover_as_often_as_they_say():
+    draws = torch.randn(4000, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64).tolist()
+    covered = sum(not metrics.interval(draw, level=0.8).apart for draw in draws) / len(draws)
+    assert covered == pytest.approx(0.8, abs=0.02)
+    alone = metrics.interval([0.5])
+    assert math.isnan(alone.low) and not alone.apart and alone.percent() == "+50.0"
+    assert metrics.interval([0.1, 0.2]).percent(0) == "+15 (-49 to +79)"
+    with pytest.raises(InputError, match="level"):
+        metrics.interval([1.0, 2.0], level=1.0)

@@ -6,12 +6,13 @@ so R has one row more than columns.
 
 from retain.metrics.calibration import Calibration, brier, calibration, expected_calibration_error
 from retain.metrics.matrix import average_accuracy, backward_transfer, forgetting, forward_transfer, learning_accuracy
-from retain.metrics.statistics import Estimate, estimate
+from retain.metrics.statistics import Estimate, Interval, estimate, interval
 from retain.metrics.uncertainty import Uncertainty, auroc, uncertainty
 
 __all__ = [
     "Calibration",
     "Estimate",
+    "Interval",
     "Uncertainty",
     "auroc",
     "average_accuracy",
@@ -19,6 +20,7 @@ __all__ = [
     "brier",
     "calibration",
     "estimate",
+    "interval",
     "expected_calibration_error",
     "forgetting",
     "forward_transfer",
