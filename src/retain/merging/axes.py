@@ -68,13 +68,9 @@ class Axes:
         self._known[id(tensor)] = axes
         self._kept.append(tensor)
 
-    def knows(self, tensor: Tensor) -> bool:
-        """Whether the tensor was seen."""
-        return id(tensor) in self._known
-
     def of(self, tensor: Tensor) -> tuple[Axis, ...]:
         """The axes of a tensor; one that came from nowhere is fixed."""
-        if not self.knows(tensor):
+        if id(tensor) not in self._known:
             self.put(tensor, tuple(self.fixed(size, "meets a tensor that could not be followed") for size in tensor.shape))
         return self._known[id(tensor)]
 

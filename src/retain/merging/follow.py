@@ -55,9 +55,8 @@ class Follower(TorchFunctionMode):
         why = f"'{name}' is not followed"
         for value in given:
             self.pin(value, why)
-        for value in made:
-            if not self.axes.knows(value):
-                self.axes.put(value, tuple(self.axes.fixed(size, why) for size in value.shape))
+        for value in made:  # also one changed in place, whose shape may be another now
+            self.axes.put(value, tuple(self.axes.fixed(size, why) for size in value.shape))
         return found
 
     def _fits(self, made: Tensor, axes: tuple[Axis, ...], given: list[Tensor]) -> bool:
