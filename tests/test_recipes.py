@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -15,8 +16,12 @@ from retain import models, recipes, tasks
 from retain.errors import InputError
 from retain.recipes import LPFT, RECIPES, BiasesOnly, FineTune, GradualUnfreezing, HeldL2SP, LayerwiseDecay, LinearProbe, NormsOnly, Scratch, WiSEFT, blocks
 from retain.recipes.layerwise import Decayed
+from retain.recipes.solve import PENALTIES, solve_head
 from retain.recipes.tune import frozen_statistics, shared_out
 from retain.recipes.wise import between
+from retain.training.evaluation import evaluate
+
+NOT_SOLVED = ("scratch", "fine-tune", "norms-only", "biases-only")
 
 
 @pytest.fixture(scope="module")
@@ -38,10 +43,11 @@ def tuned(pair, recipe, **settings):
 @pytest.mark.parametrize("name", sorted(set(RECIPES) - {"norms-only", "stochnorm"}))
 def test_every_recipe_learns_and_tells(pair, name):
     recorder = Memory(after=10**9)
-    result = tuned(pair, name, recorder=recorder, epochs=6)
+    result = tuned(pair, name, recorder=recorder, epochs=6, lr=0.02)
     assert result.recipe == name and result.accuracy["test"] > 0.65 and set(result.accuracy) == {"data", "validation", "test"}
     assert result.gap == result.accuracy["data"] - result.accuracy["test"]
-    assert [entry["epoch"] for entry in result.history] == [1, 2, 3, 4, 5, 6]
+    solved = [] if name in NOT_SOLVED else [0]
+    assert [entry["epoch"] for entry in result.history] == solved + ([] if name == "linear-probe" else [1, 2, 3, 4, 5, 6])
     assert all({"phase", "loss", "score", "accuracy", "nll", "validation", "validation_nll"} <= set(entry) for entry in result.history)
     model = result.model
     assert model.layers.fc2.out_features == 5 and result.head == "layers.fc2"
@@ -50,21 +56,53 @@ def test_every_recipe_learns_and_tells(pair, name):
     assert result.parameters == {"total": total, "trained": trained.get(name, total)}
     assert all(p.requires_grad for p in model.parameters())
     assert "head 'layers.fc2'" in result.table().note and result.plot() is not None
-    again = tuned(pair, name, epochs=6)
+    again = tuned(pair, name, epochs=6, lr=0.02)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.model.parameters(), strict=True))
 
 
-def test_the_probe_leaves_the_body_alone_and_is_what_training_the_head_in_place_gives(pair):
-    result = tuned(pair, LinearProbe())
+def test_the_probe_leaves_the_body_alone_and_solves_for_the_head(pair):
+    result = tuned(pair, LinearProbe(penalty=1e-2))
     assert torch.equal(result.model.layers.fc1.weight, pair[0].layers.fc1.weight)
-    model = copy.deepcopy(pair[0])
-    models.replace_head(model, 5, seed=0, zero=True)
-    for parameter in model.layers.fc1.parameters():
-        parameter.requires_grad_(False)
-    from retain.seeds import derive
+    known = models.features(result.model, pair[1])
+    x, y = known.data.inputs.double(), known.data.targets
+    weight, bias = (p.detach().double().requires_grad_() for p in result.model.layers.fc2.parameters())
+    scale = (x - x.mean(0)).square().sum(1).mean()
+    loss = nn.functional.cross_entropy(x @ weight.T + bias, y) + 1e-2 * scale / 2 * weight.square().sum()
+    gradient = torch.autograd.grad(loss, [weight, bias])
+    assert max(float(part.abs().max()) for part in gradient) < 1e-5  # a convex problem's only minimum, to single precision
+    assert result.history[0]["score"] == pytest.approx(result.accuracy["data"])
 
-    retain.learn(model, [pair[1]], epochs=4, batch_size=32, lr=0.5, optimizer="momentum", schedule="cosine", seed=derive(0, "phase", 0))
-    assert torch.allclose(model.layers.fc2.weight, result.model.layers.fc2.weight, atol=1e-5)
+
+def test_the_penalty_is_chosen_on_held_out_data(pair):
+    known = models.features(pair[0], pair[1])
+    head = nn.Linear(32, 5)
+    tried = {}
+    for penalty in PENALTIES:
+        solve_head(head, known, penalty)
+        tried[penalty] = evaluate(head, known, part="validation").nll
+    assert solve_head(head, known)["penalty"] == min(tried, key=tried.get)
+    assert solve_head(head, replace(known, validation=None))["penalty"] == 1e-3
+    assert len({round(nll, 4) for nll in tried.values()}) == len(PENALTIES)
+
+
+def test_features_computed_before_give_the_same(pair):
+    model = copy.deepcopy(pair[0])
+    models.replace_head(model, 5, zero=True)
+    known = models.features(model, pair[1])
+    for recipe in ("linear-probe", "lp-ft"):
+        one, two = (retain.finetune(copy.deepcopy(model), pair[1], recipe, epochs=2, cached=cached) for cached in (None, known))
+        assert one.accuracy == pytest.approx(two.accuracy) and one.nll == pytest.approx(two.nll, rel=1e-5)
+        assert all(torch.equal(a, b) for a, b in zip(one.model.parameters(), two.model.parameters(), strict=True))
+    with pytest.raises(InputError, match=r"cached: expected 32 features of each of the \d+ samples"):
+        retain.finetune(copy.deepcopy(model), pair[1], cached=tasks.few(known, 2))
+
+
+def test_scores_only_at_the_end(pair):
+    result = retain.finetune(copy.deepcopy(pair[0]), pair[1], "lp-ft", epochs=4, score_every=0)
+    often = retain.finetune(copy.deepcopy(pair[0]), pair[1], "lp-ft", epochs=4, score_every=2)
+    assert [entry["accuracy"] is None for entry in result.history] == [True] * 5
+    assert [entry["accuracy"] is None for entry in often.history] == [False, True, False, True, False]
+    assert result.accuracy == often.accuracy and often.history[-1]["accuracy"] == often.accuracy["test"]
 
 
 def test_scratch_forgets_and_fine_tuning_does_not(pair):
@@ -95,7 +133,7 @@ def test_a_strong_prior_holds_the_body_and_not_the_head(pair):
     distance = [float((result.model.layers.fc1.weight - pair[0].layers.fc1.weight).detach().norm()) for result in (loose, tight)]
     assert distance[1] < 1e-3 * distance[0]
     assert tight.accuracy["test"] > 0.7  # the head is free
-    probed = tuned(pair, LinearProbe(), epochs=3)  # the first phase alone
+    probed = tuned(pair, LinearProbe())
     assert not torch.allclose(tight.model.layers.fc2.weight, probed.model.layers.fc2.weight, atol=1e-2)
 
 
@@ -118,8 +156,8 @@ def test_blocks_are_unfrozen_from_the_head_down():
     phases = GradualUnfreezing(stages=3).phases(place)
     names = [name for name, _ in place.model.named_parameters()]
     trained = [{name for name in names if phase.trains(name)} for phase in phases]
-    assert trained[0] == {name for name in names if place.in_head(name)} and trained[-1] == set(names) and not phases[0].body
-    assert all(a < b for a, b in pairwise(trained)) and sum(phase.share for phase in phases) == pytest.approx(1)
+    assert trained[0] == {name for name in names if place.in_head(name)} and trained[-1] == set(names) and phases[0].solved
+    assert all(a < b for a, b in pairwise(trained)) and sum(phase.share for phase in phases[1:]) == pytest.approx(1)
     first = blocks(place.model)[0][0]
     assert not any(name.startswith(f"{first}.") for name in trained[-2])
 
@@ -150,7 +188,7 @@ def test_the_way_back_chooses_on_held_out_data(pair):
     end = tuned(pair, LPFT(), epochs=6)
     assert curve[-1]["test"] == end.accuracy["test"]  # alpha 1 is LP-FT
     half = tuned(pair, WiSEFT(alphas=(0.5,)), epochs=6)
-    probed = tuned(pair, LinearProbe(), epochs=3)
+    probed = tuned(pair, LinearProbe())
     for mine, first, last in zip(half.model.parameters(), probed.model.parameters(), end.model.parameters(), strict=True):
         assert torch.allclose(mine, (first + last) / 2, atol=1e-6)
     without = retain.Task(pair[1].data, test=pair[1].test, id="no validation")
@@ -194,6 +232,8 @@ def test_starts(start):
 def test_shares():
     phases = [recipes.Phase("a", 0.5), recipes.Phase("b", 0.5)]
     assert shared_out(phases, 10) == [5, 5] and shared_out(phases, 1) == [1, 1]
+    probe = recipes.Phase("probe", solved=True)
+    assert shared_out([probe, *phases], 7) == [0, 4, 3] and shared_out([probe], 7) == [0]
 
 
 @pytest.mark.parametrize(
@@ -215,6 +255,6 @@ def test_what_cannot_be(pair, settings, said):
 
 
 def test_settings_out_of_range():
-    for make in (lambda: LPFT(share=1.0), lambda: LayerwiseDecay(0.0), lambda: WiSEFT(alphas=(2.0,)), lambda: WiSEFT(alphas=()), lambda: HeldL2SP(tau=0)):
+    for make in (lambda: LPFT(penalty=0.0), lambda: LayerwiseDecay(0.0), lambda: WiSEFT(alphas=(2.0,)), lambda: WiSEFT(alphas=()), lambda: HeldL2SP(tau=0)):
         with pytest.raises(InputError):
             make()

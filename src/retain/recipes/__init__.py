@@ -10,6 +10,7 @@ from retain.recipes.lora import LoRA
 from retain.recipes.partial import BiasesOnly, NormsOnly
 from retain.recipes.plain import FineTune, Scratch
 from retain.recipes.probe import LPFT, LinearProbe
+from retain.recipes.solve import solve_head
 from retain.recipes.starts import STARTS, mean_variance, permuted, reinitialised
 from retain.recipes.stochnorm import StochasticNormalisation
 from retain.recipes.tune import FineTuned, finetune
@@ -63,4 +64,5 @@ __all__ = [
     "mean_variance",
     "permuted",
     "reinitialised",
+    "solve_head",
 ]

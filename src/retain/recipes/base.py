@@ -20,13 +20,14 @@ class Phase:
 
     Args:
         name: For tables.
-        share: Share of the epochs, in (0, 1].
+        share: Share of the epochs, in (0, 1]; a phase that is solved takes none.
         trains: Whether a parameter is trained, by its name; the others keep their values.
         lr: Factor of the learning rate.
         method: What holds weights, or adds to the loss.
         anchor: Data on which the method is told, before the phase, what to hold; ``None`` for a method that needs none, or isn't told.
         anchored: Tell it.
-        body: Whether anything before the head is trained. Otherwise the head's inputs are computed once and only the head is trained on them.
+        solved: The head alone is fitted, to the end: its inputs are computed once (:func:`~retain.recipes.solve_head`).
+        penalty: Of the head that is solved for; ``None`` chooses.
     """
 
     name: str
@@ -36,7 +37,8 @@ class Phase:
     method: Method | None = None
     anchored: bool = False
     anchor: Task | None = None
-    body: bool = True
+    solved: bool = False
+    penalty: float | None = None
 
 
 @dataclass

@@ -96,8 +96,7 @@ class BSS(LPFT):
     Args:
         k: How many of the smallest singular values.
         eta: The weight of their squares.
-        share: Share of the epochs for the head alone.
-        lr: Factor of the learning rate of that phase.
+        penalty: Of the head that is fitted alone, see :class:`~retain.recipes.LinearProbe`.
 
     Raises:
         InputError: If a setting is out of range.
@@ -105,21 +104,21 @@ class BSS(LPFT):
     Example:
         >>> from retain.recipes import BSS
         >>> BSS(k=2)
-        BSS(k=2, eta=0.001, share=0.5, lr=10.0)
+        BSS(k=2, eta=0.001, penalty=None)
     """
 
     name = "bss"
     summary = "all weights, the weakest directions of the features made weaker"
     citation = "chen2019catastrophic"
 
-    def __init__(self, k: int = 1, eta: float = 1e-3, share: float = 0.5, lr: float = 10.0) -> None:
-        super().__init__(share, lr)
+    def __init__(self, k: int = 1, eta: float = 1e-3, penalty: float | None = None) -> None:
+        super().__init__(penalty)
         self.k, self.eta = check_count("k", k), check_positive("eta", eta, zero=True)
 
     def phases(self, place: Place) -> Sequence[Phase]:
         """The head, then everything, with the shrinkage."""
         probe, whole = super().phases(place)
-        return [probe, Phase(whole.name, whole.share, method=Shrinkage(place.head, self.k, self.eta))]
+        return [probe, Phase(whole.name, method=Shrinkage(place.head, self.k, self.eta))]
 
     def settings(self) -> dict[str, Any]:
         """Everything the recipe was made with."""

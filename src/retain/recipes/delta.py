@@ -196,8 +196,7 @@ class DELTA(LPFT):
         samples: Of the training data, for the attention.
         exact: Switch off each channel in turn.
         temperature: T, in nats: above it the attention is nearly even, below it few channels have it all. The paper's is 1.
-        share: Share of the epochs for the head alone.
-        lr: Factor of the learning rate of that phase.
+        penalty: Of the head that is fitted alone, see :class:`~retain.recipes.LinearProbe`.
 
     Raises:
         InputError: If a setting is out of range; on use, if the model has no such blocks.
@@ -219,18 +218,17 @@ class DELTA(LPFT):
         samples: int = 256,
         exact: bool = False,
         temperature: float = 1.0,
-        share: float = 0.5,
-        lr: float = 10.0,
+        penalty: float | None = None,
     ) -> None:
-        super().__init__(share, lr)
+        super().__init__(penalty)
         self.strength, self.temperature = check_positive("strength", strength, zero=True), check_positive("temperature", temperature)
         self.layers, self.samples, self.exact = check_count("layers", layers), check_count("samples", samples), bool(exact)
 
     def phases(self, place: Place) -> Sequence[Phase]:
         """The head, then everything, held."""
-        probe, whole = super().phases(place)
+        probe, _ = super().phases(place)
         method: Method = FeatureMaps(place.head, self.strength, self.layers, self.samples, exact=self.exact, temperature=self.temperature, seed=place.seed)
-        return [probe, Phase("held", whole.share, method=method, anchored=True)]
+        return [probe, Phase("held", method=method, anchored=True)]
 
     def settings(self) -> dict[str, Any]:
         """Everything the recipe was made with."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from retain.errors import check_count, check_positive
+from retain.errors import check_count
 from retain.recipes.base import Phase, Place, blocks
 from retain.recipes.probe import LinearProbe
 
@@ -20,7 +20,7 @@ class GradualUnfreezing(LinearProbe):
 
     Args:
         stages: Phases after the head's own.
-        lr: Factor of the learning rate of the head's own phase.
+        penalty: Of the head that is fitted alone, see :class:`~retain.recipes.LinearProbe`.
 
     Raises:
         InputError: If a setting is out of range.
@@ -28,15 +28,15 @@ class GradualUnfreezing(LinearProbe):
     Example:
         >>> from retain.recipes import GradualUnfreezing
         >>> GradualUnfreezing(stages=2)
-        GradualUnfreezing(stages=2, lr=10.0)
+        GradualUnfreezing(stages=2, penalty=None)
     """
 
     name = "gradual"
     summary = "the head alone, then more and more blocks"
     citation = "howard2018universal"
 
-    def __init__(self, stages: int = 3, lr: float = 10.0) -> None:
-        super().__init__(lr)
+    def __init__(self, stages: int = 3, penalty: float | None = None) -> None:
+        super().__init__(penalty)
         self.stages = check_count("stages", stages)
 
     def phases(self, place: Place) -> Sequence[Phase]:
@@ -44,8 +44,8 @@ class GradualUnfreezing(LinearProbe):
         (probe,) = super().phases(place)
         names = [name for name, _ in blocks(place.model)]
         stages = min(self.stages, len(names))
-        share = 1 / (stages + 1)
-        found = [Phase(probe.name, share, probe.trains, check_positive("lr", self.lr), body=False)]
+        share = 1 / stages
+        found = [probe]
         for stage in range(1, stages):
             frozen = tuple(f"{name}." for name in names[: round(len(names) * (1 - stage / stages))])
             found.append(Phase(f"stage {stage}", share, partial(_unfrozen, place, frozen)))

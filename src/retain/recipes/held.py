@@ -19,8 +19,7 @@ class HeldL2SP(LPFT):
     Args:
         tau: Standard deviation of the prior around the start, in the weights' unit.
         strength: s, 1 for the Bayesian answer.
-        share: Share of the epochs for the head alone.
-        lr: Factor of the learning rate of that phase.
+        penalty: Of the head that is fitted alone, see :class:`~retain.recipes.LinearProbe`.
 
     Raises:
         InputError: If a setting is out of range.
@@ -35,15 +34,15 @@ class HeldL2SP(LPFT):
     summary = "all weights, held at their start alike"
     citation = "li2018explicit"
 
-    def __init__(self, tau: float = 0.02, strength: float = 1.0, share: float = 0.5, lr: float = 10.0) -> None:
-        super().__init__(share, lr)
+    def __init__(self, tau: float = 0.02, strength: float = 1.0, penalty: float | None = None) -> None:
+        super().__init__(penalty)
         self.tau, self.strength = check_positive("tau", tau), check_positive("strength", strength)
 
     def phases(self, place: Place) -> Sequence[Phase]:
         """The head, then everything, held."""
-        probe, whole = super().phases(place)
+        probe, _ = super().phases(place)
         method = L2SP(self.strength, self.tau, exclude=(place.head, f"{place.head}.*"), pull="proximal")
-        return [probe, Phase("held", whole.share, method=method, anchored=True)]
+        return [probe, Phase("held", method=method, anchored=True)]
 
     def settings(self) -> dict[str, Any]:
         """Everything the recipe was made with."""
@@ -59,8 +58,7 @@ class HeldFisher(HeldL2SP):
     Args:
         source: The task that the weights come from, or ``None``.
         strength: 1 for the Bayesian answer.
-        share: Share of the epochs for the head alone.
-        lr: Factor of the learning rate of that phase.
+        penalty: Of the head that is fitted alone, see :class:`~retain.recipes.LinearProbe`.
 
     Raises:
         InputError: If a setting is out of range.
@@ -74,15 +72,15 @@ class HeldFisher(HeldL2SP):
     name = "l2-sp-fisher"
     summary = "all weights, held at their start by their Fisher"
 
-    def __init__(self, source: Any = None, strength: float = 1.0, share: float = 0.5, lr: float = 10.0) -> None:
-        super().__init__(strength=strength, share=share, lr=lr)
+    def __init__(self, source: Any = None, strength: float = 1.0, penalty: float | None = None) -> None:
+        super().__init__(strength=strength, penalty=penalty)
         self.source = source
 
     def phases(self, place: Place) -> Sequence[Phase]:
         """The head, then everything, held."""
-        probe, whole = LPFT.phases(self, place)
-        return [probe, Phase("held", whole.share, method=EWC(self.strength, pull="proximal"), anchored=True, anchor=self.source or place.task)]
+        probe, _ = LPFT.phases(self, place)
+        return [probe, Phase("held", method=EWC(self.strength, pull="proximal"), anchored=True, anchor=self.source or place.task)]
 
     def settings(self) -> dict[str, Any]:
         """Everything the recipe was made with."""
-        return {"strength": self.strength, "share": self.share, "lr": self.lr}
+        return {"strength": self.strength, "penalty": self.penalty}

@@ -51,8 +51,7 @@ class LayerwiseDecay(LPFT):
 
     Args:
         decay: d, in (0, 1].
-        share: Share of the epochs for the head alone.
-        lr: Factor of the learning rate of that phase.
+        penalty: Of the head that is fitted alone, see :class:`~retain.recipes.LinearProbe`.
 
     Raises:
         InputError: If a setting is out of range.
@@ -67,8 +66,8 @@ class LayerwiseDecay(LPFT):
     summary = "all weights, at learning rates that fall towards the inputs"
     citation = "howard2018universal"
 
-    def __init__(self, decay: float = 0.75, share: float = 0.5, lr: float = 10.0) -> None:
-        super().__init__(share, lr)
+    def __init__(self, decay: float = 0.75, penalty: float | None = None) -> None:
+        super().__init__(penalty)
         if not 0 < decay <= 1:
             raise InputError("decay", "a number in (0, 1]", decay)
         self.decay = decay
@@ -76,7 +75,7 @@ class LayerwiseDecay(LPFT):
     def phases(self, place: Place) -> Sequence[Phase]:
         """The head, then everything by blocks."""
         probe, whole = super().phases(place)
-        return [probe, Phase(whole.name, whole.share, method=Decayed(self.decay))]
+        return [probe, Phase(whole.name, method=Decayed(self.decay))]
 
     def settings(self) -> dict[str, Any]:
         """Everything the recipe was made with."""

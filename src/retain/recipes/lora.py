@@ -154,8 +154,7 @@ class LoRA(LPFT):
         rank: r, of every adapter.
         alpha: Scale of the adapters, times the rank.
         boost: Factor of the learning rate while the adapters are trained: the change starts at 0, and its parts are small.
-        share: Share of the epochs for the head alone.
-        lr: Factor of the learning rate of that phase.
+        penalty: Of the head that is fitted alone, see :class:`~retain.recipes.LinearProbe`.
 
     Raises:
         InputError: If a setting is out of range; on use, if there is nothing to adapt.
@@ -173,8 +172,8 @@ class LoRA(LPFT):
     summary = "the head, and adapters of low rank that are merged into the weights"
     citation = "hu2022lora"
 
-    def __init__(self, rank: int = 8, alpha: float = 16.0, boost: float = 1.0, share: float = 0.5, lr: float = 10.0) -> None:
-        super().__init__(share, lr)
+    def __init__(self, rank: int = 8, alpha: float = 16.0, boost: float = 1.0, penalty: float | None = None) -> None:
+        super().__init__(penalty)
         self.rank, self.alpha, self.boost = check_count("rank", rank), check_positive("alpha", alpha), check_positive("boost", boost)
 
     def start(self, place: Place) -> nn.Module:
@@ -191,17 +190,19 @@ class LoRA(LPFT):
                 found = f"nothing in {type(place.model).__name__}"
                 raise InputError("recipe", f"something for '{self.name}' to adapt before the head", found, "Take 'linear-probe', or 'fine-tune'.")
             adapt(place.model, targets, self.rank, self.alpha)
-        done = False
+        done, short = False, torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)  # torch's short cut through transformer layers reads weights past their adapters
         try:
             yield {"rank": self.rank, "alpha": self.alpha, "targets": targets, "left_out": left}
             done = True
         finally:
+            torch.backends.mha.set_fastpath_enabled(short)
             unadapt(place.model, merge=done)
 
     def phases(self, place: Place) -> Sequence[Phase]:
         """The head, then head and adapters."""
-        probe, whole = super().phases(place)
-        return [probe, Phase("adapters", whole.share, lambda name: f".{_ADAPTER}." in name or place.in_head(name), self.boost)]
+        probe, _ = super().phases(place)
+        return [probe, Phase("adapters", 1.0, lambda name: f".{_ADAPTER}." in name or place.in_head(name), self.boost)]
 
     def settings(self) -> dict[str, Any]:
         """Everything the recipe was made with."""

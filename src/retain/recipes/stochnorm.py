@@ -60,8 +60,7 @@ class StochasticNormalisation(LPFT):
 
     Args:
         p: Probability of the batch's statistics: 1 is batch norm, 0 the running statistics alone.
-        share: Share of the epochs for the head alone.
-        lr: Factor of the learning rate of that phase.
+        penalty: Of the head that is fitted alone, see :class:`~retain.recipes.LinearProbe`.
 
     Raises:
         InputError: If a setting is out of range; on use, if the model has no batch norm with running statistics, or ``batchnorm`` is not ``track``.
@@ -78,8 +77,8 @@ class StochasticNormalisation(LPFT):
     summary = "all weights, batch norm drawing between the batch's statistics and the running ones"
     citation = "kou2020stochastic"
 
-    def __init__(self, p: float = 0.5, share: float = 0.5, lr: float = 10.0) -> None:
-        super().__init__(share, lr)
+    def __init__(self, p: float = 0.5, penalty: float | None = None) -> None:
+        super().__init__(penalty)
         self.p = check_share("p", p)
 
     @contextmanager

@@ -15,6 +15,7 @@ from retain.figures.draw import draw
 from retain.models import features, find_head, replace_head
 from retain.models.parameters import unwrap
 from retain.recipes.base import Phase, Place, Recipe
+from retain.recipes.solve import solve_head
 from retain.seeds import derive
 from retain.tasks import Task
 from retain.training import learn
@@ -36,7 +37,7 @@ class FineTuned:
         model: The model.
         head: The head's name.
         history: Every epoch of every phase: ``phase``, ``epoch`` (counted through), the running training ``loss`` and ``score``, and test and held-out
-            ``accuracy``, ``nll``, ``validation`` and ``validation_nll`` where there are such data.
+            ``accuracy``, ``nll``, ``validation`` and ``validation_nll`` where there are such data. A head that is solved for is epoch 0.
         accuracy: At the end, by part: ``data`` (training), ``validation``, ``test``.
         nll: The same for the mean negative log-likelihood, in nats.
         parameters: ``total``, and ``trained`` in any phase, among them adapters that are part of the weights by now.
@@ -99,14 +100,14 @@ def finetune(
 ) -> FineTuned:
     """Teach a trained model a new task, by a recipe.
 
-    The head is found (:func:`~retain.models.find_head`) and, where its outputs are not the task's classes, replaced by one that answers 0. A phase that
-    trains the head alone computes the head's inputs once, in evaluation mode, for all epochs.
+    The head is found (:func:`~retain.models.find_head`) and, where its outputs are not the task's classes, replaced by one that answers 0. Where a recipe
+    fits the head alone, its inputs are computed once, in evaluation mode, and the head is solved for: that takes no epochs.
 
     Args:
         model: Any module with a linear head; trained in place.
         task: Classification; test and held-out data are scored after every epoch, and held-out data choose where a recipe has a choice.
         recipe: A name, see :data:`~retain.recipes.RECIPES`, or a recipe.
-        epochs: Passes over the training data, shared out among the phases (at least one each).
+        epochs: Passes over the training data, shared out among the phases that train (at least one each).
         batch_size: Samples a step.
         lr: Learning rate; phases have factors of their own.
         optimizer: As for :func:`~retain.learn`.
@@ -116,7 +117,7 @@ def finetune(
         device: As for :func:`~retain.learn`.
         batchnorm: ``track`` adapts statistics to the new data, ``freeze`` keeps them.
         score_every: Score held-out and test data after every so many epochs of a phase, and after its last; 0 is at the end alone.
-        cached: What :func:`~retain.models.features` of this model and task gave, to spare a first phase that trains the head alone the same passes.
+        cached: What :func:`~retain.models.features` of this model and task gave, to spare a first phase that fits the head alone the same pass.
         recorder: Gets an event each epoch.
 
     Returns:
@@ -133,7 +134,7 @@ def finetune(
         >>> first, second = tasks.split(digits, 2, scenario="class")
         >>> model = models.MLP(64, 64, 10, seed=0)
         >>> _ = retain.learn(model, [first], epochs=20)
-        >>> retain.finetune(model, second, "linear-probe", epochs=5).accuracy["test"] > 0.5
+        >>> retain.finetune(model, second, "linear-probe").accuracy["test"] > 0.5
         True
     """
     from retain.recipes import RECIPES  # the list of all recipes imports this module's neighbours
@@ -168,13 +169,13 @@ def finetune(
     result = FineTuned(recipe.name, model, name, start=_state(model, "cpu"))
     trained: dict[str, int] = {}
     with recipe.during(place) as told:
-        states, out = [_state(model)], recorder or Silent()
+        states, out, done = [_state(model)], recorder or Silent(), 0
         wanted = {key: parameter.requires_grad for key, parameter in model.named_parameters()}
         phases = recipe.phases(place)
         for number, (phase, passes) in enumerate(zip(phases, shared_out(phases, epochs), strict=True)):
             options: dict[str, Any] = {"epochs": passes, "batch_size": batch_size, "lr": lr * phase.lr, "optimizer": optimizer, "schedule": schedule}
             options |= {"seed": derive(seed, "phase", number), "device": device, "score_every": score_every}
-            options |= {"recorder": Counted(out, phase.name, len(result.history), epochs, recipe.name)}
+            options |= {"recorder": Counted(out, phase.name, done, epochs, recipe.name)}
             for key, parameter in model.named_parameters():
                 parameter.requires_grad_(wanted[key] and phase.trains(key))
                 trained |= {key: parameter.numel()} if parameter.requires_grad else {}
@@ -186,18 +187,22 @@ def finetune(
                 for key, parameter in model.named_parameters():
                     parameter.requires_grad_(wanted.get(key, True))
             result.history += options["recorder"].entries
+            done += passes
             states.append(_state(model))
     result.found = {**told, **recipe.finish(place, states)}
+    answering, asked = model, task
+    if cached is not None and all(phase.solved for phase in phases):
+        answering, asked = model.get_submodule(name), cached  # the body answers as it did
     for part in PARTS:
-        if getattr(task, part) is not None:
-            scored = evaluate(model, task.to(choose_device(device)), part=part)
+        if getattr(asked, part) is not None:
+            scored = evaluate(answering, asked.to(choose_device(device)), part=part)
             result.accuracy[part], result.nll[part] = scored.score, scored.nll
     result.parameters = {"total": sum(parameter.numel() for parameter in model.parameters()), "trained": sum(trained.values())}
     return result
 
 
 def shared_out(phases: Any, epochs: int) -> list[int]:
-    """Epochs by phase: rounded shares, at least one each, the last phase taking what is left.
+    """Epochs by phase: rounded shares, at least one each, the last phase taking what is left; none for what is solved.
 
     Args:
         phases: With shares.
@@ -212,8 +217,10 @@ def shared_out(phases: Any, epochs: int) -> list[int]:
         >>> shared_out([Phase("a", 0.5), Phase("b", 0.5)], 5), shared_out([Phase("a", 0.1), Phase("b", 0.9)], 2)
         ([2, 3], [1, 1])
     """
-    found = [max(1, round(phase.share * epochs)) for phase in phases[:-1]]
-    return [*found, max(1, epochs - sum(found))]
+    trained = [phase for phase in phases if not phase.solved]
+    found = iter([max(1, round(phase.share * epochs)) for phase in trained[:-1]])
+    counts = [0 if phase.solved else next(found, 0) for phase in phases]
+    return [max(1, epochs - sum(counts)) if trained and phase is trained[-1] else count for phase, count in zip(phases, counts, strict=True)]
 
 
 class Counted(Silent):
@@ -249,19 +256,24 @@ def _run(place: Place, phase: Phase, batchnorm: BatchNormPolicy, options: Mappin
     model, task = place.model, place.task
     if phase.anchored and phase.method is not None:
         phase.method.consolidate(model, phase.anchor or task)
-    if phase.body:
-        with frozen_statistics(model, batchnorm == "freeze"):
-            learn(model, [task], phase.method, batchnorm="track", consolidate_last=False, **options)
+    if phase.solved:
+        _solve(place, phase, options, cached)
         return
-    if not options["score_every"]:
-        task = replace(task, validation=None, test=None)
-    learn(
-        model.get_submodule(place.head),
-        [cached or features(model, task.to(choose_device(options["device"])), name=place.head)],
-        phase.method,
-        consolidate_last=False,
-        **options,
-    )
+    with frozen_statistics(model, batchnorm == "freeze"):
+        learn(model, [task], phase.method, batchnorm="track", consolidate_last=False, **options)
+
+
+def _solve(place: Place, phase: Phase, options: Mapping[str, Any], cached: Task | None) -> None:
+    head: Any = place.model.get_submodule(place.head)
+    task = place.task if options["score_every"] else replace(place.task, test=None)
+    known = cached or features(place.model, task.to(choose_device(options["device"])), name=place.head)
+    found = solve_head(head, known, phase.penalty)
+    scores: dict[str, dict[str, float]] = {key: {} for key in ("accuracy", "nll", "validation", "validation_nll")}
+    for part, keys in (("test", ("accuracy", "nll")), ("validation", ("validation", "validation_nll"))):
+        if options["score_every"] and getattr(known, part) is not None:
+            scored = evaluate(head, known, part=part)
+            scores[keys[0]][task.id], scores[keys[1]][task.id] = scored.score, scored.nll
+    options["recorder"].event("epoch", task=task.id, epoch=0, loss=found["loss"], score=found["score"], **scores)
 
 
 class frozen_statistics:

@@ -46,8 +46,7 @@ class WiSEFT(LPFT):
 
     Args:
         alphas: The points of the line, in [0, 1].
-        share: Share of the epochs for the head alone.
-        lr: Factor of the learning rate of that phase.
+        penalty: Of the head that is fitted alone, see :class:`~retain.recipes.LinearProbe`.
 
     Raises:
         InputError: If a point is out of range.
@@ -62,8 +61,8 @@ class WiSEFT(LPFT):
     summary = "fine-tuned, then part of the way back"
     citation = "wortsman2022robust"
 
-    def __init__(self, alphas: Sequence[float] = TENTHS, share: float = 0.5, lr: float = 10.0) -> None:
-        super().__init__(share, lr)
+    def __init__(self, alphas: Sequence[float] = TENTHS, penalty: float | None = None) -> None:
+        super().__init__(penalty)
         self.alphas = tuple(float(alpha) for alpha in alphas)
         if not self.alphas or not all(0 <= alpha <= 1 for alpha in self.alphas):
             raise InputError("alphas", "at least one number in [0, 1]", alphas)
