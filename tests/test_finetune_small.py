@@ -11,7 +11,7 @@ import torch
 import retain
 from retain.figures import draw
 from retain.likelihoods import Gaussian
-from retain.metrics import Estimate
+from retain.metrics import Estimate, Interval
 from retain.models import MLP
 from retain.studies.finetune import small, small_figures, small_problem
 from retain.studies.finetune.small import run, stages, starts_of
@@ -151,7 +151,8 @@ def test_a_related_start_beats_a_random_one_where_points_are_few():
     spec = FinetuneSpec(small_samples=(50,), small_steps=200)
     found = [run(spec, seed, Keeper()) for seed in (100, 101, 102)]
     related, unrelated = (small_figures.against(found, ("pretrained", share), 50) for share in (0.9, 0.0))
-    assert related.mean < -0.1 and related.mean + 2 * related.error < 0  # as a regulariser: both fit the points
+    assert related.mean < -0.1 and all(small_figures.against([result], ("pretrained", 0.9), 50).mean < 0 for result in found)  # in every run
+    # as a regulariser: both fit the points
     assert all(cell["train"] < 0.03 for result in found for cell in result["cells"] if cell["arm"] in ("random start", "pretrained"))
     assert unrelated.mean > related.mean + 0.1  # it is what they have in common, not that there was a source
 
@@ -183,11 +184,12 @@ def test_differences_are_those_of_one_run():
     cells = [[("random start", None, a), ("pretrained", 0.9, b)] for a, b in ((0.5, 0.4), (0.9, 0.8))]
     found = [{"cells": [{"arm": arm, "related": share, "n": 5, "test": test} for arm, share, test in run]} for run in cells]
     less = small_figures.against(found, ("pretrained", 0.9), 5)
-    assert less.mean == pytest.approx(-0.1) and less.error == pytest.approx(0, abs=1e-9)
+    assert less.mean == pytest.approx(-0.1) and less.high - less.low == pytest.approx(0, abs=1e-9)
 
 
 def test_verdicts():
-    said = [small_figures.verdict(Estimate(mean, error, 3)) for mean, error in ((-0.1, 0.04), (0.1, 0.04), (0.1, 0.06), (0.1, math.nan))]
+    intervals = [(-0.1, -0.2, -0.01, 3), (0.1, 0.01, 0.2, 3), (0.1, -0.01, 0.2, 3), (0.1, math.nan, math.nan, 1)]
+    said = [small_figures.verdict(Interval(*values)) for values in intervals]
     assert said[0].startswith("lower") and said[1].startswith("higher") and "not told apart" in said[2] and "one run" in said[3]
 
 

@@ -59,7 +59,7 @@ def run(spec: FinetuneSpec, seed: int, keeper: Keeper) -> dict[str, list[dict[st
 
     Args:
         spec: The settings.
-        seed: Of everything; surfaces are kept for seed 0 and for the first seed of the spec.
+        seed: Of everything; surfaces are made for the first seed of the spec, its offset.
         keeper: Gets the stages.
 
     Returns:
@@ -138,7 +138,7 @@ def _stage(spec: FinetuneSpec, share: float | None, seed: int, recorder: Recorde
                 way = {step: models[chosen] for step, models in ends.items()}
                 errors = {name: [error(model, part) for model in way.values()] for name, part in (("train", points), ("test", test))}
                 entry["ways"].append({"arm": arm, "related": share, "steps": list(way), **errors})
-                if seed in (0, spec.offset) and arm != "same scale" and math.isfinite(cell["train"]) and spec.small_steps > 1:
+                if seed == spec.offset and arm != "same scale" and math.isfinite(cell["train"]) and spec.small_steps > 1:
                     entry["pictures"].append({"arm": arm, "related": share, **_pictures(way, points, seed)})
         told = {cell["arm"]: 1 - cell["test"] for cell in entry["cells"] if cell["n"] == n}  # R^2
         recorder.event("step", task=f"{n} points", epoch=number, epochs=len(spec.small_samples), loss=entry["cells"][-1]["train"], accuracy=told)

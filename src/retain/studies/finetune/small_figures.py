@@ -9,7 +9,7 @@ from typing import Any
 
 from retain.diagnosis import random_walk
 from retain.figures import Contours, Figure, Lines, Series, Table
-from retain.metrics import Estimate, estimate
+from retain.metrics import Estimate, Interval, estimate, interval
 from retain.studies.finetune.small import HELD, RATES, TESTED, pictured
 from retain.studies.finetune.small_problem import BATCH, FEATURES
 from retain.studies.finetune.spec import FinetuneSpec
@@ -47,19 +47,18 @@ def _of(results: Results, key: Key, n: int, measure: str) -> Estimate:
     return estimate(cell[measure] for cell in _cells(results, key, n))
 
 
-def against(results: Results, key: Key, n: int) -> Estimate:
+def against(results: Results, key: Key, n: int) -> Interval:
     """Test error less that of the random start on the same points, run by run."""
     pairs = zip(_cells(results, key, n), _cells(results, ALONE[0], n), strict=True)
-    return estimate(ours["test"] - theirs["test"] for ours, theirs in pairs)
+    return interval(ours["test"] - theirs["test"] for ours, theirs in pairs)
 
 
-def verdict(difference: Estimate) -> str:
-    """Whether a difference is beyond two standard errors."""
-    if math.isnan(difference.error):
-        return f"{'lower' if difference.mean < 0 else 'higher'} than the random start's in this one run"
-    if abs(difference.mean) <= 2 * difference.error:
-        return "not told apart from the random start's"
-    return f"{'lower' if difference.mean < 0 else 'higher'} than the random start's"
+def verdict(difference: Interval) -> str:
+    """Whether the interval of a difference leaves 0 out."""
+    than = f"{'lower' if difference.mean < 0 else 'higher'} than the random start's"
+    if difference.seeds == 1:
+        return f"{than} in this one run"
+    return than if difference.apart else "not told apart from the random start's"
 
 
 def at_level(way: dict[str, Any], level: float) -> float | None:
@@ -136,10 +135,13 @@ def _errors(spec: FinetuneSpec, results: Results) -> Table:
 
 
 def _paired(spec: FinetuneSpec, results: Results) -> Table:
-    rows = [[_label(key), *(against(results, key, n).percent() for n in spec.small_samples)] for key in _keys(spec)[1:]]
+    rows = []
+    for key in _keys(spec)[1:]:
+        found = [against(results, key, n) for n in spec.small_samples]
+        rows.append([_label(key), *(f"{difference.percent()}{' *' if difference.apart else ''}" for difference in found)])
     note = (
-        f"In points of the variance: below 0 is better than the random start, on the same function and points. Mean ± standard error over {_runs(results)}. "
-        "The same start is also the one from which sources are learned."
+        "In points of the variance: below 0 is better than the random start, on the same function and points. Student's 95 % interval over "
+        f"{_runs(results)}; * where 0 is outside. Sources are learned from the same random start."
     )
     return Table("Test error less that of the random start", ["points", *map(str, spec.small_samples)], rows, note)
 
