@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
+from itertools import pairwise
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from retain.recipes.bss import Shrinkage, smallest_squares
 from retain.recipes.delta import FeatureMaps, outer, rises
 from retain.recipes.lora import adapt, find_targets, unadapt
 from retain.recipes.stochnorm import StochNorm, stochastic
+from retain.training import evaluate
 
 
 class Small(nn.Module):
@@ -216,12 +218,13 @@ def test_bss_shrinks_and_learns():
     task = tasks.few(tasks.digits(), 4, seed=0)  # 40 images, of which the last batch has one
 
     def tuned(eta):
-        result = retain.finetune(models.MLP(64, 16, 10, seed=0), task, BSS(k=4, eta=eta), epochs=40, lr=0.02, batch_size=13)
-        batches = models.features(result.model, task.data.inputs).split(13)[:3]
-        return sum(float(smallest_squares(features, 4)) for features in batches), result.accuracy["test"]
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.Linear(16, 10))
+        retain.learn(model, [task], Shrinkage("2", 4, eta), epochs=100, lr=0.01, batch_size=39)
+        return float(smallest_squares(models.features(model, task.data.inputs), 4)), evaluate(model, task).score
 
-    (plain, score), (shrunk, accuracy) = tuned(0.0), tuned(0.3)
-    assert shrunk < 0.75 * plain and accuracy > score - 0.05
+    (plain, score), (shrunk, accuracy) = tuned(0.0), tuned(0.01)
+    assert shrunk < 0.3 * plain and accuracy > score - 0.05
 
 
 # stochastic normalisation
@@ -368,7 +371,7 @@ def test_lora_trains_the_head_and_adapters_of_its_rank():
             seen.update(states=states, names=list(place.model.state_dict()))
             return super().finish(place, states)
 
-    result = retain.finetune(model, stripes(), Noted(rank=2), epochs=20, lr=0.02, batch_size=8, batchnorm="freeze")
+    result = retain.finetune(model, stripes(), Noted(rank=2, alpha=4.0), epochs=20, lr=0.02, batch_size=8, batchnorm="freeze")
     assert result.found["rank"] == 2 and result.found["targets"] == ["first", "last"] and list(result.found["left_out"]) == ["deep"]
     assert "4 groups" in result.found["left_out"]["deep"]
     assert list(model.state_dict()) == list(old) == seen["names"] == list(result.start) and type(model.first) is nn.Conv2d
@@ -377,6 +380,7 @@ def test_lora_trains_the_head_and_adapters_of_its_rank():
         for name, value in old.items():
             inner = next((name.replace(f"{target}.", f"{target}.base_layer.") for target in result.found["targets"] if name.startswith(f"{target}.")), name)
             assert torch.equal(state[inner], value) == (not name.startswith("head.") or not number), name
+    assert all(not torch.equal(a["head.weight"], b["head.weight"]) for a, b in pairwise(seen["states"]))  # trained in both phases
     for target in result.found["targets"]:
         change = (model.get_submodule(target).weight - old[f"{target}.weight"]).detach()
         assert torch.linalg.matrix_rank(change.flatten(1), rtol=1e-4) == 2
@@ -391,14 +395,14 @@ def test_the_rank_of_a_dense_change_and_the_probe_before_it():
     def tuned(recipe, epochs=6):
         return retain.finetune(models.MLP(64, 32, 10, seed=0), tasks.digits(), recipe, epochs=epochs, lr=0.01)
 
-    result, start = tuned(LoRA(rank=3, boost=3.0)), models.MLP(64, 32, 10, seed=0)
+    result, start = tuned(LoRA(rank=3, alpha=3.0, boost=2.0)), models.MLP(64, 32, 10, seed=0)
     change = (result.model.layers.fc1.weight - start.layers.fc1.weight).detach()
     assert torch.linalg.matrix_rank(change, rtol=1e-4) == 3
-    again = tuned(LoRA(rank=3, boost=3.0))
+    again = tuned(LoRA(rank=3, alpha=3.0, boost=2.0))
     assert all(torch.equal(a, b) for a, b in zip(result.model.parameters(), again.model.parameters(), strict=True))
     plain = tuned(LPFT())
     probe = [(a["loss"], a["accuracy"]) for a in result.history if a["phase"] == "probe"]
-    assert probe == [(a["loss"], a["accuracy"]) for a in plain.history if a["phase"] == "probe"] and len(probe) == 3
+    assert probe and probe == [(a["loss"], a["accuracy"]) for a in plain.history if a["phase"] == "probe"]
 
 
 def test_layers_that_cannot_be_adapted_are_left_out_with_a_reason():
@@ -440,8 +444,29 @@ def test_lora_on_a_network_of_depthwise_convolutions():
     task = retain.Task((images, torch.arange(6) % 3))
     result = retain.finetune(model, task, "lora", epochs=2, lr=1e-3, batchnorm="freeze")
     depthwise = {name for name, m in model.named_modules() if isinstance(m, nn.Conv2d) and m.groups > 1}
-    assert set(result.found["left_out"]) == depthwise and len(depthwise) == 16 and "conv_stem" in result.found["targets"]
+    # the first layer pads by a rule of timm's, which the first versions of peft do not take over
+    assert depthwise <= set(result.found["left_out"]) <= depthwise | {"conv_stem"} and len(depthwise) == 16 and "conv_head" in result.found["targets"]
     assert list(model.state_dict()) == names and result.parameters["trained"] < 0.1 * result.parameters["total"]
+
+
+def test_scores_on_the_way_are_those_with_adapters():
+    class Tokens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed = nn.Linear(7, 16)
+            self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), 1, enable_nested_tensor=False)
+            self.head = nn.Linear(16, 3)
+
+        def forward(self, x):
+            return self.head(self.encoder(self.embed(x[:, 0])).mean(1))
+
+    torch.manual_seed(0)
+    task = retain.Task(stripes().data, test=stripes().data)
+    result = retain.finetune(Tokens(), task, LoRA(rank=2, boost=5.0), epochs=10, lr=0.02)
+    assert list(result.found["left_out"]) == ["encoder.layers.0.self_attn.out_proj"]  # attention reads its weights past it
+    assert {"encoder.layers.0.linear1", "encoder.layers.0.linear2"} <= set(result.found["targets"])
+    assert result.history[-1]["nll"] == pytest.approx(result.nll["test"], rel=1e-4)
+    assert torch.backends.mha.get_fastpath_enabled()
 
 
 def test_lora_refuses_and_leaves_nothing_behind(monkeypatch):
@@ -466,7 +491,7 @@ def test_lora_refuses_and_leaves_nothing_behind(monkeypatch):
 
 @pytest.mark.parametrize("recipe", [DELTA, BSS, StochasticNormalisation, LoRA])
 def test_settings_make_the_recipe_again(recipe):
-    one = recipe(share=0.3, lr=2.0)
+    one = recipe()
     assert recipe(**one.settings()).settings() == one.settings() and repr(one).startswith(recipe.__name__)
     assert isinstance(one, Recipe) and one.summary and one.citation
 
