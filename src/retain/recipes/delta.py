@@ -191,7 +191,7 @@ class DELTA(LPFT):
     begin at 0.
 
     Args:
-        strength: How firmly; 0 is LP-FT.
+        strength: How firmly; 0 is LP-FT. The pull is a gradient: with a large rate a large strength diverges.
         layers: Blocks at most.
         samples: Of the training data, for the attention.
         exact: Switch off each channel in turn.
@@ -203,7 +203,7 @@ class DELTA(LPFT):
 
     Example:
         >>> from retain.recipes import DELTA
-        >>> DELTA(strength=0.1).settings()["layers"]
+        >>> DELTA(strength=0.3).settings()["layers"]
         4
     """
 
@@ -213,7 +213,7 @@ class DELTA(LPFT):
 
     def __init__(
         self,
-        strength: float = 1.0,
+        strength: float = 0.1,
         layers: int = 4,
         samples: int = 256,
         exact: bool = False,
