@@ -467,3 +467,31 @@ def test_flowers_without_a_network_or_scipy_say_what_to_do(tmp_path, monkeypatch
 def test_image_tasks_are_listed():
     assert {"folder", "flowers102"} <= set(tasks.SOURCES)
     assert isinstance(tasks.digits().data, TensorData)
+
+
+def test_augmented_images_are_parts_of_the_images_and_only_where_they_are_shuffled():
+    """A picture whose brightness is its column, so that a part and its mirror image can be told."""
+    columns = torch.linspace(0, 1, 32).expand(50, 1, 32, 32).clone()
+    plain = Task((columns, torch.arange(50) % 2), test=(columns, torch.arange(50) % 2), classes=(0, 1))
+    task = tasks.augment(plain, 0.25)
+    assert torch.equal(next(task.batches(50)).inputs, columns) and torch.equal(task.test.inputs, columns)
+    found = next(task.batches(50, torch.Generator().manual_seed(1)))
+    slopes = (found.inputs[:, 0, 16, -4] - found.inputs[:, 0, 16, 3]) / (columns[0, 0, 16, -4] - columns[0, 0, 16, 3])
+    assert 0.4 < float(slopes.abs().min()) < 0.65 and 0.85 < float(slopes.abs().max()) <= 1.001  # half the side is a quarter of the area
+    assert 10 < int((slopes < 0).sum()) < 40
+    assert float(found.inputs.min()) >= 0 and float(found.inputs.max()) <= 1
+    again = next(task.batches(50, torch.Generator().manual_seed(1)))
+    other = next(task.batches(50, torch.Generator().manual_seed(2)))
+    assert torch.equal(found.inputs, again.inputs) and not torch.equal(found.inputs, other.inputs)
+    unmirrored = next(tasks.augment(plain, 0.25, mirror=False).batches(50, torch.Generator().manual_seed(1))).inputs
+    assert bool((unmirrored[:, 0, 16, -4] > unmirrored[:, 0, 16, 3]).all())
+    whole = next(tasks.augment(plain, 1.0, mirror=False).batches(50, torch.Generator().manual_seed(1))).inputs
+    assert torch.allclose(whole, columns, atol=1e-6)
+    assert task.n == 50 and task.data.steps(20) == 3 and task.to(torch.device("cpu")).data.least == 0.25
+
+
+def test_what_cannot_be_augmented():
+    with pytest.raises(InputError, match=r"least: expected a number in \(0, 1\]"):
+        tasks.augment(tasks.digits(), 0.0)
+    with pytest.raises(InputError, match=r"task: expected images \[N, C, H, W\], found inputs of shape \[3\]"):
+        tasks.augment(Task((torch.rand(4, 3), torch.tensor([0, 1, 0, 1]))))

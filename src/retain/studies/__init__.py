@@ -18,12 +18,14 @@ _STUDIES = {
     "bayes": "retain.studies.bayes:BayesStudy",
     "path": "retain.studies.path:PathStudy",
     "plasticity": "retain.studies.plasticity:PlasticityStudy",
+    "finetune": "retain.studies.finetune:FinetuneStudy",
 }
 SUMMARIES = {
     "forgetting": "MNIST, then Fashion-MNIST: how much of the first survives, with and without elastic weight consolidation",
     "bayes": "digits 0-4, then 5-9: the posterior over the weights becomes the next prior",
     "path": "a dense network becomes a sparse one, step by step: which way loses the least information",
     "plasticity": "a rule of plasticity, learned on a synthetic task, carried to MNIST: how much does it learn there",
+    "finetune": "a pretrained and an untrained network learn a few images a class: what helps, and what of the start is it",
 }
 
 

@@ -4,6 +4,7 @@ A :class:`Task` is data with a likelihood and, where there is one, a test set. A
 scenario that says which outputs compete for each of them.
 """
 
+from retain.tasks.augment import augment
 from retain.tasks.batch import Batch, apply
 from retain.tasks.controls import shuffle_blocks, shuffle_labels
 from retain.tasks.data import Data, LoaderData, TensorData
@@ -40,6 +41,7 @@ __all__ = [
     "as_images",
     "as_stream",
     "as_task",
+    "augment",
     "digits",
     "fashion_mnist",
     "few",

@@ -32,15 +32,20 @@ def _keys(spec: FinetuneSpec) -> list[Key]:
 
 def _label(key: Key) -> str:
     arm, share = key
-    return arm if share is None else f"{arm}, {round(share * FEATURES)} of {FEATURES} features"
+    return arm if share is None or math.isnan(share) else f"{arm}, {round(share * FEATURES)} of {FEATURES} features"
 
 
 def _runs(results: Results) -> str:
     return f"{len(results)} {'run' if len(results) == 1 else 'runs'}"
 
 
+def _is(entry: dict[str, Any], key: Key) -> bool:
+    """Whether an entry is an arm's; of a stored result, no share is no number."""
+    return entry["arm"] == key[0] and (key[1] is None or entry["related"] == key[1])
+
+
 def _cells(results: Results, key: Key, n: int) -> list[dict[str, Any]]:
-    return [cell for result in results for cell in result["cells"] if (cell["arm"], cell["related"], cell["n"]) == (*key, n)]
+    return [cell for result in results for cell in result["cells"] if _is(cell, key) and cell["n"] == n]
 
 
 def _of(results: Results, key: Key, n: int, measure: str) -> Estimate:
@@ -75,7 +80,7 @@ def at_level(way: dict[str, Any], level: float) -> float | None:
 
 def _at(results: Results, key: Key, level: float) -> Estimate | None:
     """Over the runs; none unless all of them get there."""
-    found = [at_level(way, level) for result in results for way in result["ways"] if (way["arm"], way["related"]) == key]
+    found = [at_level(way, level) for result in results for way in result["ways"] if _is(way, key)]
     reached = [value for value in found if value is not None]
     return estimate(reached) if reached and len(reached) == len(found) else None
 
