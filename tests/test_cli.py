@@ -66,13 +66,15 @@ def test_a_users_mistake_is_one_message_and_status_2(words, said, tmp_path):
 def test_one_run_end_to_end(tmp_path):
     settings = ("seconds=0.1", "samples=600", "dense_epochs=1", "points=3", "parts=[digits]", "heads=[shared]", "fractions=[0.1]")
     settings += ("experiments=[rows]", "rows=[prepost-2,tuned]", "rule_epochs=2", "rates=[0.01]", "attempts=1")
+    settings += ("sections=[curves]", "images=digits", "size=32", "per_class=[1]", "recipes=[linear-probe]", "controls=[]", "tested=20", "own_rates={}")
     small = [word for setting in settings for word in ("--set", setting)]
     done = retain_command("run", "all", *TINY, *small, "--seeds", "1", "--out", "runs", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)  # one object and nothing else
-    study, bayes, path, plasticity = answer["studies"]
+    study, bayes, path, plasticity, finetune = answer["studies"]
     assert bayes["headline"].startswith("Digits 0-4, then 5-9, one head of five outputs: with 10 % of the images")
     assert plasticity["headline"].startswith("MNIST after 1 pass: PrePost, 2 layers")
+    assert finetune["headline"].startswith("At 1 image a class: linear-probe")
     assert "% dense becomes sparse" in path["headline"] and (tmp_path / path["report"]).exists()
     assert study["headline"].startswith("MNIST kept: ") and set(study["numbers"]) == {"plain", "ewc", "laplace", "l2sp", "joint"}
     assert "Seed 0: MNIST kept" in done.stderr  # progress and verdict

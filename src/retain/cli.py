@@ -33,13 +33,13 @@ _RUNS = Path("runs")
 @app.command()
 def run(
     study: Annotated[str, typer.Argument(help="A study, or 'all'; see 'retain list studies'.")],
-    preset: Annotated[str | None, typer.Option(help="quick, paper or best; quick by default.")] = None,
+    preset: Annotated[str | None, typer.Option(help="quick, paper or another of the study's presets (its page names them); quick by default.")] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="Repetitions: seeds 0 to N-1.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; may be repeated.")] = None,
     from_: Annotated[
         str | None, typer.Option("--from", metavar="RUN", help="Start from the first-task model of a run, or of a folder that retain.save wrote.")
     ] = None,
-    data: Annotated[Path | None, typer.Option(help="Folder with the raw data files; default RETAIN_DATA.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder with the raw data files, default RETAIN_DATA; of 'finetune --preset folder' that of the photographs.")] = None,
     out: Out = _RUNS,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run; '--resume RUN' names its folder.")] = False,
     at: Annotated[Path | None, typer.Option(hidden=True)] = None,

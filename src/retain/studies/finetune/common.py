@@ -112,7 +112,7 @@ def pool(spec: FinetuneSpec, seed: int) -> Task:
 
 def extra(spec: FinetuneSpec) -> list[int]:
     """Images a class that are asked for apart from the curves."""
-    return ([spec.inside_at] if "inside" in spec.parts else []) + ([spec.tune_at] if len(spec.rates) > 1 else [])
+    return ([spec.inside_at] if "inside" in spec.sections else []) + ([spec.tune_at] if len(spec.rates) > 1 else [])
 
 
 def drawn(task: Task, n: int | str, seed: int) -> Task:

@@ -39,17 +39,27 @@ class Ground:
 
 def sizes(spec: FinetuneSpec) -> list[int | str]:
     """Images a class that arms are trained at, in order."""
-    wanted: list[int | str] = list(spec.per_class) if "curves" in spec.parts else []
-    if "inside" in spec.parts and spec.inside_at not in wanted:
+    wanted: list[int | str] = list(spec.per_class) if "curves" in spec.sections else []
+    if "inside" in spec.sections and spec.inside_at not in wanted:
         wanted.append(spec.inside_at)
     return sorted(wanted, key=lambda n: float("inf") if n == "all" else float(n))
+
+
+def chosen(spec: FinetuneSpec, arm: Arm) -> bool:
+    """Whether the learning rate of an arm is chosen, run by run; a head alone needs none."""
+    return len(spec.rates) > 1 and own(spec, arm) is None and arm.recipe != "linear-probe"
+
+
+def own(spec: FinetuneSpec, arm: Arm) -> float | None:
+    """The learning rate that the settings give an arm; a random start takes that of scratch."""
+    return spec.own_rates.get(arm.name, spec.own_rates.get("scratch") if arm.start == "random" else None)
 
 
 def stages(spec: FinetuneSpec) -> list[str]:
     """Arm by arm: its learning rate, where there is a choice, and its sizes."""
     found = []
     for arm in arms(spec):
-        found += [f"{arm.name}@rate"] if len(spec.rates) > 1 else []
+        found += [f"{arm.name}@rate"] if chosen(spec, arm) else []
         found += [f"{arm.name}@{n}" for n in sizes(spec)]
     return found
 
@@ -60,11 +70,11 @@ def run(spec: FinetuneSpec, seed: int, keeper: Keeper) -> list[dict[str, Any]]:
     ground = Ground(spec, seed, task, Cache(spec, task))
     found = []
     for arm in arms(spec):
-        chosen = {"rate": spec.rates[0]}
-        if len(spec.rates) > 1:
-            chosen = once(keeper.recorder(f"{arm.name}@rate"), _rate, ground, arm)
+        rate = own(spec, arm) or spec.rates[0]
+        if chosen(spec, arm):
+            rate = once(keeper.recorder(f"{arm.name}@rate"), _rate, ground, arm)["rate"]
         for n in sizes(spec):
-            found.append({"arm": arm.name, "n": n, **once(keeper.recorder(f"{arm.name}@{n}"), _arm, ground, arm, n, chosen["rate"])})
+            found.append({"arm": arm.name, "n": n, **once(keeper.recorder(f"{arm.name}@{n}"), _arm, ground, arm, n, rate)})
     return found
 
 
@@ -112,7 +122,7 @@ def learned(
         schedule=spec.schedule,
         seed=seed,
         device=spec.device,
-        batchnorm="track" if arm.start else spec.batchnorm,
+        batchnorm="track" if arm.start or arm.recipe == "stochnorm" else spec.batchnorm,  # which draws between the two
         score_every=max(1, epochs // SHOWN) if score else 0,
         cached=cached,
         recorder=trajectory or recorder,
@@ -137,7 +147,7 @@ def _rate(ground: Ground, arm: Arm, recorder: Recorder) -> dict[str, Any]:
 
 def _arm(ground: Ground, arm: Arm, n: int | str, rate: float, recorder: Recorder) -> dict[str, Any]:
     spec = ground.spec
-    looked = "inside" in spec.parts and n == spec.inside_at
+    looked = "inside" in spec.sections and n == spec.inside_at
     drawing = looked and ground.seed == spec.offset and arm.name in inside.PICTURED
     result, trajectory = learned(ground, arm, n, rate, recorder, score=looked, follow=drawing)
     entry: dict[str, Any] = {

@@ -51,7 +51,7 @@ def sentence(spec: FinetuneSpec, results: Results) -> str:
     n = spec.inside_at if spec.inside_at in sizes(spec) else sizes(spec)[-1]
     chosen = best(spec, results, n)
     said = [f"{arm} {estimate(map(test, of(results, arm, n))).percent()} %" for arm in dict.fromkeys(("scratch", "fine-tune", chosen)) if arm in spec.recipes]
-    return f"At {n} images a class: {', '.join(said)} of the test images right ({runs(results)})."
+    return f"At {n} {'image' if n == 1 else 'images'} a class: {', '.join(said)} of the test images right ({runs(results)})."
 
 
 def numbers(spec: FinetuneSpec, results: Results) -> dict[str, Any]:
@@ -151,8 +151,6 @@ def _numeric(spec: FinetuneSpec, results: Results) -> list[tuple[int | str, floa
 
 def _curves(spec: FinetuneSpec, results: Results) -> Iterator[Figure]:
     places = _numeric(spec, results)
-    if len(places) < 2:
-        return
 
     def line(arm: str, color: int) -> Series:
         found = [estimate(map(test, of(results, arm, n))) for n, _ in places]
@@ -164,14 +162,14 @@ def _curves(spec: FinetuneSpec, results: Results) -> Iterator[Figure]:
         ("recipes", "Accuracy against images a class: recipes", names(spec, controls=False)),
         ("controls", "Accuracy against images a class: controls", [arm for arm in names(spec) if arm not in spec.recipes or arm in ("scratch", "fine-tune")]),
     ):
-        if len(chosen) > 1:
+        if id == "recipes" or spec.controls:
             lines = [line(arm, color) for color, arm in enumerate(chosen)]
             yield Lines(title, "training images a class", "test accuracy, %", lines, x_log=True, id=id, caption=caption)
 
 
 def _epochs(spec: FinetuneSpec, results: Results) -> Iterator[Figure]:
     """Training and test curves, where tests are scored along the way."""
-    if "inside" not in spec.parts:
+    if "inside" not in spec.sections:
         return
     for key, label, scale in (("score", "accuracy, %", 100.0), ("loss", "loss, nats", 1.0)):
         other = "accuracy" if key == "score" else "nll"

@@ -37,7 +37,7 @@ def look(spec: FinetuneSpec, head: str, start: nn.Module, first: nn.Module, seco
     """
     settings = {"barrier": {"points": _LINE}, "sharpness": {"steps": _SEARCH, "draws": _DRAWS}}
     measures = ("distance", "cka", "barrier", "sharpness")
-    found = diagnose(start, first, task, second, measures, samples=spec.samples, settings=settings, seed=0, recorder=recorder)
+    found = diagnose(start, first, task, second, measures, samples=spec.looked, settings=settings, seed=0, recorder=recorder)
     body = {name: moved for name, moved in found["distance"].layers.items() if not name.startswith(f"{head}.")}
     start_norm = math.hypot(*(float(parameter.detach().norm()) for name, parameter in start.named_parameters() if name in body))
     layers = {name: moved.relative for name, moved in body.items() if math.isfinite(moved.relative)}
@@ -47,10 +47,10 @@ def look(spec: FinetuneSpec, head: str, start: nn.Module, first: nn.Module, seco
 
 def pictures(spec: FinetuneSpec, model: nn.Module, trajectory: Trajectory, task: Task, recorder: Recorder) -> dict[str, Any]:
     """The loss around a model, and its way there on the plane of its first two principal components."""
-    around = landscape(model, task, points=spec.points, radius=0.5, samples=spec.samples, seed=0, recorder=recorder)
+    around = landscape(model, task, points=spec.surface_points, radius=0.5, samples=spec.looked, seed=0, recorder=recorder)
     kept: dict[str, Any] = {"offsets": around.offsets, "loss": around.loss.tolist()}
     try:
-        plane = trajectory.plane(task, points=spec.points, samples=spec.samples, seed=0, recorder=recorder)
+        plane = trajectory.plane(task, points=spec.surface_points, samples=spec.looked, seed=0, recorder=recorder)
     except InputError:  # too few epochs, or a head alone that went straight on
         return {"surface": kept}
     fields = ("coordinates", "explained", "off", "true", "projected", "x", "y", "loss")

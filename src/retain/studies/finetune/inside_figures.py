@@ -50,7 +50,7 @@ def _measures(spec: FinetuneSpec, results: Results) -> Table:
         gap = estimate(float(entry["gap"]) for entry in entries)
         rows.append([arm, estimate(map(test, entries)).percent(), gap.percent(), *(_cell(entries, key) for key in _COLUMNS)])
     note = (
-        f"At {spec.inside_at} images a class, mean ± standard error over {runs(results)}; barrier, CKA and sharpness on up to {spec.samples} training images. "
+        f"At {spec.inside_at} images a class, mean ± standard error over {runs(results)}; barrier, CKA and sharpness on up to {spec.looked} training images. "
         f"Between runs: two runs on the same images, in another order, from the same trained start or from two random ones. {CAVEAT}"
     )
     return Table("Inside: how far, how alike, how sharp", ["", "test %", "gap, points", *_COLUMNS.values()], rows, note)
@@ -111,7 +111,7 @@ def _paths(spec: FinetuneSpec, results: Results) -> list[Figure]:
             f"The weights after every epoch on the plane of their first two principal components ({share} % of the variance), and the loss on that plane. "
             "A random walk in many dimensions looks as smooth and has as high a first component."
         )
-        route, grid = [Series("path", xs, ys, color=1)], (path["x"], path["y"], {"": path["loss"]})
+        route, surface = [Series("path", xs, ys, color=1)], {"": path["loss"]}
         figures.append(
             Contours(
                 f"The way of {arm}",
@@ -119,7 +119,7 @@ def _paths(spec: FinetuneSpec, results: Results) -> list[Figure]:
                 "component 2",
                 path["x"],
                 path["y"],
-                {"": path["loss"]},
+                surface,
                 "loss, nats",
                 route,
                 id=f"path-{arm}",

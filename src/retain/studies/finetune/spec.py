@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import hashlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from retain.studies.base import Spec
+
+if TYPE_CHECKING:
+    from retain.studies.base import Study
 
 Part = Literal["curves", "inside", "small"]
 Images = Literal["fashion", "mnist", "digits", "folder", "flowers102"]
@@ -18,7 +24,7 @@ CONTROLS: tuple[Control, ...] = ("mean-variance", "permuted", "shuffled-labels",
 class FinetuneSpec(Spec):
     """Settings of the fine-tuning study."""
 
-    parts: tuple[Part, ...] = Field(("curves", "inside", "small"), min_length=1, description="what is run: curves, inside, small")
+    sections: tuple[Part, ...] = Field(("curves", "inside", "small"), min_length=1, description="what is run: curves, inside, small")
     model: str = Field("efficientnet-lite0", description="network that comes trained: efficientnet-lite0, torchvision/NAME or timm/NAME")
     images: Images = Field("fashion", description="photographs or pictures: fashion, mnist, digits, folder (at --data), flowers102")
     embedded: bool = Field(True, description="of fashion and mnist: the 10,000 + 2,000 images that come with Retain")
@@ -38,12 +44,13 @@ class FinetuneSpec(Spec):
     optimizer: Literal["momentum", "sgd", "adam", "adamw"] = Field("momentum", description="optimizer")
     schedule: Literal["constant", "cosine"] = Field("cosine", description="learning rate within a phase")
     rates: tuple[PositiveFloat, ...] = Field((0.003,), min_length=1, description="learning rates; each arm takes the one that is best on held-out images")
+    own_rates: dict[str, PositiveFloat] = Field({}, description="learning rates of single arms, by name, instead of a choice")
     tune_at: PositiveInt = Field(10, description="images a class at which a learning rate is chosen, if there are several")
     batchnorm: Literal["track", "freeze"] = Field("freeze", description="batch-norm statistics of a trained start; a random one tracks")
     inside_at: PositiveInt = Field(10, description="inside: images a class")
     block: PositiveInt = Field(16, description="shuffled-blocks: pixels a side of a block")
-    samples: PositiveInt = Field(100, description="inside: images of each part that a measure looks at")
-    points: int = Field(7, ge=3, description="inside: points a side of a surface")
+    looked: PositiveInt = Field(100, description="inside: images of each part that a measure looks at")
+    surface_points: int = Field(7, ge=3, description="inside: points a side of a surface")
     small_dim: PositiveInt = Field(20, ge=2, description="small: d, inputs of the function")
     small_width: PositiveInt = Field(100, description="small: units of each of two hidden layers")
     small_source: PositiveInt = Field(5000, description="small: points of the related function")
@@ -52,9 +59,47 @@ class FinetuneSpec(Spec):
     small_noise: float = Field(0.1, ge=0, description="small: standard deviation of the noise, that of the function being 1")
     small_steps: int = Field(1000, ge=2, description="small: steps of gradient descent")
 
+    def fingerprint(self, study: Study) -> str:
+        """As of every study; runs on different folders of photographs are different runs, whose names and sizes of files count."""
+        found = super().fingerprint(study)
+        if self.images != "folder" or self.data is None:
+            return found
+        root = Path(self.data)
+        files = sorted((os.path.relpath(Path(place, name), root), Path(place, name).stat().st_size) for place, _, names in os.walk(root) for name in names)
+        return hashlib.sha256(f"{found}{files}".encode()).hexdigest()[:8]
 
+
+_TUNED: dict[str, Any] = {"optimizer": "adam", "rates": (0.0003,), "own_rates": {"scratch": 0.001, "mean-variance": 0.001, "permuted": 0.001}, "threads": 1}
 PRESETS: dict[str, dict[str, Any]] = {
-    "quick": {"seeds": 2},
-    "folder": {"images": "folder", "size": 128},
-    "paper": {"images": "flowers102", "model": "torchvision/resnet50", "size": 128, "optimizer": "adam", "rates": (0.001,), "offset": 26, "batch_size": 32},
+    "quick": {**_TUNED, "seeds": 2},
+    "folder": {
+        **_TUNED,
+        "images": "folder",
+        "sections": ("curves",),
+        "size": 128,
+        "per_class": (1, 5, 10, 50),
+        "recipes": ("scratch", "fine-tune", "linear-probe", "lp-ft", "wise-ft"),
+        "controls": (),
+        "augment": 0.5,
+        "epochs": 15,
+        "least_steps": 100,
+        "seeds": 5,
+    },
+    "paper": {
+        "images": "flowers102",
+        "model": "torchvision/resnet50",
+        "sections": ("curves", "inside"),
+        "size": 128,
+        "per_class": (10,),
+        "recipes": ("scratch", "fine-tune"),
+        "controls": (),
+        "optimizer": "adam",
+        "schedule": "constant",
+        "rates": (0.001,),
+        "least_steps": 0,
+        "batch_size": 32,
+        "batchnorm": "track",
+        "offset": 26,
+        "seeds": 1,
+    },
 }

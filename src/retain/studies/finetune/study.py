@@ -16,7 +16,7 @@ from retain.recipes import RECIPES
 from retain.studies.base import Keeper, Outcome, Plan, Study
 from retain.studies.finetune import curves, figures, inside_figures, small, small_figures
 from retain.studies.finetune.common import arms, drawn, network, pictures, pool
-from retain.studies.finetune.spec import PRESETS, FinetuneSpec
+from retain.studies.finetune.spec import CONTROLS, PRESETS, FinetuneSpec
 from retain.studies.steps import measured_step
 from retain.training.devices import choose_device
 
@@ -52,23 +52,27 @@ class FinetuneStudy(Study):
 
     def stages(self, spec: FinetuneSpec) -> list[str]:
         """Arm by arm and size by size, then the small problem."""
-        return [*(curves.stages(spec) if self._images(spec) else []), *(small.stages(spec) if "small" in spec.parts else [])]
+        return [*(curves.stages(spec) if self._images(spec) else []), *(small.stages(spec) if "small" in spec.sections else [])]
 
     @staticmethod
     def _images(spec: FinetuneSpec) -> bool:
-        return bool({"curves", "inside"} & set(spec.parts))
+        return bool({"curves", "inside"} & set(spec.sections))
 
     def check(self, spec: FinetuneSpec) -> None:
         """Read the pictures and the network, and see that there are enough of each class."""
         choose_device(spec.device)
-        spec.check_once("parts", "per_class", "recipes", "controls", "rates", "small_samples", "small_related")
+        spec.check_once("sections", "per_class", "recipes", "controls", "rates", "small_samples", "small_related")
         if spec.start is not None:
             raise InputError("--from", "a study that starts from a stored model", "finetune", "Set model to the network to start from.")
         for recipe in spec.recipes:
             if recipe not in RECIPES:
                 raise InputError("recipes", "recipes", repr(recipe), nearest(recipe, RECIPES))
-        if spec.points % 2 == 0:
-            raise InputError("points", "an odd number, so that the model is on the grid", spec.points, f"Take {spec.points + 1}.")
+        known = [arm.name for arm in arms(spec.model_copy(update={"recipes": tuple(RECIPES), "controls": CONTROLS}))]
+        for name in spec.own_rates:
+            if name not in known:
+                raise InputError("own_rates", "names of recipes and controls", repr(name), nearest(name, known))
+        if spec.surface_points % 2 == 0:
+            raise InputError("surface_points", "an odd number, so that the model is on the grid", spec.surface_points, f"Take {spec.surface_points + 1}.")
         if not self._images(spec):
             return
         if "shuffled-blocks" in spec.controls and spec.size % spec.block:
@@ -93,11 +97,11 @@ class FinetuneStudy(Study):
         for n in curves.sizes(spec):
             images = drawn(task, n, spec.offset).n
             passes = max(spec.epochs * -(-images // spec.batch_size), spec.least_steps)
-            again = 2 if "inside" in spec.parts and n == spec.inside_at else 1
+            again = 2 if "inside" in spec.sections and n == spec.inside_at else 1
             steps += passes * again + (passes * len(spec.rates) if n == spec.tune_at and len(spec.rates) > 1 else 0)
         total = sum(steps * _COST.get(arm.recipe, 1.0) for arm in arms(spec))
         tested = (task.test.size or 0) / spec.batch_size / 3 * len(curves.sizes(spec)) * len(arms(spec))  # a forward pass is a third of a step
-        looked = len(arms(spec)) * 20 * spec.samples / spec.batch_size / 2 if "inside" in spec.parts else 0
+        looked = len(arms(spec)) * 20 * spec.looked / spec.batch_size / 2 if "inside" in spec.sections else 0
         parameters = sum(p.numel() for p in model.parameters())
         return Plan(parameters, {task.id: task.n}, self.stages(spec), int(total), second * (total + tested + looked), batch)
 
@@ -109,7 +113,7 @@ class FinetuneStudy(Study):
             task = pictures(spec)
             found |= {"curves": curves.run(spec, seed, keeper), "images": task.n, "classes": len(task.classes or ())}
             keeper.notice("verdict", text=f"Seed {seed}: {figures.sentence(spec, [found])}")
-        if "small" in spec.parts:
+        if "small" in spec.sections:
             found["small"] = small.run(spec, seed, keeper)
             keeper.notice("verdict", text=f"Seed {seed}: {small_figures.sentence(spec, [found['small']])}")
         return found
@@ -121,8 +125,8 @@ class FinetuneStudy(Study):
         said, notes = [], []
         numbers: dict[str, Any] = {}
         parts = [(figures, results)] if self._images(spec) else []
-        parts += [(inside_figures, results)] if "inside" in spec.parts else []
-        parts += [(small_figures, [result["small"] for result in results])] if "small" in spec.parts else []
+        parts += [(inside_figures, results)] if "inside" in spec.sections else []
+        parts += [(small_figures, [result["small"] for result in results])] if "small" in spec.sections else []
         for module, found in parts:
             more = module.shown(spec, found)
             tables += more[0]
