@@ -39,7 +39,7 @@ def run(
     from_: Annotated[
         str | None, typer.Option("--from", metavar="RUN", help="Start from the first-task model of a run, or of a folder that retain.save wrote.")
     ] = None,
-    data: Annotated[Path | None, typer.Option(help="Folder with the raw data files, default RETAIN_DATA; of 'finetune --preset folder' that of the photographs.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder with the raw data files, default RETAIN_DATA; or with photographs.")] = None,
     out: Out = _RUNS,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run; '--resume RUN' names its folder.")] = False,
     at: Annotated[Path | None, typer.Option(hidden=True)] = None,

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 # Okabe and Ito's colours, told apart by readers with any colour vision
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666", "#000000", "#8C510A", "#762A83", "#A6D854")
 _ABREAST = 5  # matrices side by side
+_FEW = 8
 _INSIDE = 6  # lines up to which a legend finds room between them
 _STYLE: dict[str, Any] = {
     "font.size": 10,
@@ -121,6 +122,10 @@ def _lines(spec: Lines) -> Drawing:
         ax.set_xlabel(spec.x_labels.get(title, spec.x_label))
         if spec.x_log:
             ax.set_xscale("log")
+            places = sorted({x for series in all_series for x in series.x})
+            if 1 < len(places) <= _FEW:  # a few sizes, which are named
+                ax.set_xticks(places, [f"{x:g}" for x in places])
+                ax.xaxis.minorticks_off()
         else:
             ax.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))  # epochs and percentages
         if spec.y_log:

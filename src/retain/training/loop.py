@@ -259,9 +259,7 @@ def _empty(result: Result, tasks: int) -> None:
         rows.append([math.nan] * tasks)
 
 
-def _row(
-    result: Result, model: nn.Module, method: Method, watched: Stream, stream: Stream, keeper: BatchNormKeeper, learned: int, score_every: int
-) -> None:
+def _row(result: Result, model: nn.Module, method: Method, watched: Stream, stream: Stream, keeper: BatchNormKeeper, learned: int, score_every: int) -> None:
     if score_every:
         _score(result, model, method, watched, stream, keeper, learned, row=True)
     else:

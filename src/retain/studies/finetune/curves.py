@@ -14,6 +14,7 @@ from retain.studies.finetune.common import Arm, Cache, arms, changed, drawn, net
 from retain.studies.finetune.spec import FinetuneSpec
 from retain.studies.steps import once
 from retain.tasks import Task, augment
+from retain.training.batchnorm import BatchNormPolicy
 from retain.training.recorder import Recorder
 
 SHOWN = 5
@@ -122,7 +123,7 @@ def learned(
         schedule=spec.schedule,
         seed=seed,
         device=spec.device,
-        batchnorm="track" if arm.start or arm.recipe == "stochnorm" else spec.batchnorm,  # which draws between the two
+        batchnorm=statistics(spec, arm),
         score_every=max(1, epochs // SHOWN) if score else 0,
         cached=cached,
         recorder=trajectory or recorder,
@@ -133,6 +134,11 @@ def learned(
 def of(ground: Ground, arm: Arm, n: int | str) -> Task:
     """The task of an arm at a size."""
     return changed(ground.spec, drawn(ground.task, n, ground.seed), arm.change, ground.seed)
+
+
+def statistics(spec: FinetuneSpec, arm: Arm) -> BatchNormPolicy:
+    """What happens to an arm's batch-norm statistics; stochastic normalisation draws between kept and new ones."""
+    return "track" if arm.start or arm.recipe == "stochnorm" else spec.batchnorm
 
 
 def _rate(ground: Ground, arm: Arm, recorder: Recorder) -> dict[str, Any]:
@@ -160,11 +166,11 @@ def _arm(ground: Ground, arm: Arm, n: int | str, rate: float, recorder: Recorder
         "found": result.found,
     }
     if looked:
-        task = of(ground, arm, n)
+        task, frozen = of(ground, arm, n), statistics(spec, arm) == "freeze"
         start = copy(result.model)
         start.load_state_dict(result.start)
         other, _ = learned(ground, arm, n, rate, recorder, again=1, tested=False)
-        entry["inside"] = inside.look(spec, result.head, start, result.model, other.model, task, recorder)
+        entry["inside"] = inside.look(spec, result.head, start, result.model, other.model, task, recorder, frozen=frozen)
         if trajectory is not None:
-            entry["pictures"] = inside.pictures(spec, result.model, trajectory, task, recorder)
+            entry["pictures"] = inside.pictures(spec, result.model, trajectory, task, recorder, frozen=frozen)
     return entry

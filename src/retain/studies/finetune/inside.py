@@ -18,9 +18,12 @@ PICTURED = ("scratch", "fine-tune", "lp-ft")
 _LINE = 7  # points of the line between two runs
 _SEARCH = 5  # steps of the search for the worst direction
 _DRAWS = 2
+_RADIUS = 0.2  # in norms of the filters: farther out a network of this depth answers nothing
 
 
-def look(spec: FinetuneSpec, head: str, start: nn.Module, first: nn.Module, second: nn.Module, task: Task, recorder: Recorder) -> dict[str, Any]:
+def look(
+    spec: FinetuneSpec, head: str, start: nn.Module, first: nn.Module, second: nn.Module, task: Task, recorder: Recorder, *, frozen: bool
+) -> dict[str, Any]:
     """The headline numbers of two runs of an arm.
 
     Args:
@@ -31,11 +34,12 @@ def look(spec: FinetuneSpec, head: str, start: nn.Module, first: nn.Module, seco
         second: Another one on the same pictures.
         task: The pictures.
         recorder: Where progress is reported.
+        frozen: Whether batch-norm statistics stayed those of the start: between two runs they are the same, and none are estimated.
 
     Returns:
         Numbers by measure, and relative distances by block.
     """
-    settings = {"barrier": {"points": _LINE}, "sharpness": {"steps": _SEARCH, "draws": _DRAWS}}
+    settings = {"barrier": {"points": _LINE, "reestimate": not frozen}, "sharpness": {"steps": _SEARCH, "draws": _DRAWS}}
     measures = ("distance", "cka", "barrier", "sharpness")
     found = diagnose(start, first, task, second, measures, samples=spec.looked, settings=settings, seed=0, recorder=recorder)
     body = {name: moved for name, moved in found["distance"].layers.items() if not name.startswith(f"{head}.")}
@@ -45,12 +49,12 @@ def look(spec: FinetuneSpec, head: str, start: nn.Module, first: nn.Module, seco
     return {"numbers": {**found.numbers(), "distance of the body, relative": went}, "blocks": _by_block(layers)}
 
 
-def pictures(spec: FinetuneSpec, model: nn.Module, trajectory: Trajectory, task: Task, recorder: Recorder) -> dict[str, Any]:
+def pictures(spec: FinetuneSpec, model: nn.Module, trajectory: Trajectory, task: Task, recorder: Recorder, *, frozen: bool) -> dict[str, Any]:
     """The loss around a model, and its way there on the plane of its first two principal components."""
-    around = landscape(model, task, points=spec.surface_points, radius=0.5, samples=spec.looked, seed=0, recorder=recorder)
+    around = landscape(model, task, points=spec.surface_points, radius=_RADIUS, samples=spec.looked, seed=0, recorder=recorder)
     kept: dict[str, Any] = {"offsets": around.offsets, "loss": around.loss.tolist()}
     try:
-        plane = trajectory.plane(task, points=spec.surface_points, samples=spec.looked, seed=0, recorder=recorder)
+        plane = trajectory.plane(task, points=spec.surface_points, samples=spec.looked, reestimate=not frozen, seed=0, recorder=recorder)
     except InputError:  # too few epochs, or a head alone that went straight on
         return {"surface": kept}
     fields = ("coordinates", "explained", "off", "true", "projected", "x", "y", "loss")

@@ -71,7 +71,20 @@ class FinetuneSpec(Spec):
 
 _TUNED: dict[str, Any] = {"optimizer": "adam", "rates": (0.0003,), "own_rates": {"scratch": 0.001, "mean-variance": 0.001, "permuted": 0.001}, "threads": 1}
 PRESETS: dict[str, dict[str, Any]] = {
-    "quick": {**_TUNED, "seeds": 2},
+    "quick": {
+        **_TUNED,
+        "classes": 5,
+        "tested": 200,
+        "validation": 100,
+        "controls": ("mean-variance", "shuffled-blocks"),
+        "epochs": 8,
+        "least_steps": 30,
+        "looked": 30,
+        "surface_points": 5,
+        "small_samples": (10, 100, 1000),
+        "small_width": 64,
+        "seeds": 2,
+    },
     "folder": {
         **_TUNED,
         "images": "folder",
