@@ -32,7 +32,7 @@ unit: .venv/tested
 .venv/installed: .venv/bin/python pyproject.toml
 	@echo "[2/3] Installing retain and torch. On Linux torch's default build brings CUDA: about 3 GB to download and 5.6 GB on disk."
 	@echo "      A few minutes; nothing is installed outside .venv. See the README for a CPU build of 0.9 GB."
-	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off $(PIP_FLAGS) -e '.[plasticity]' 2>&1 | grep --line-buffered -E '^(Collecting (torch|torchvision|matplotlib)|Installing|Successfully|ERROR|error)' | cut -c1-100 || true
+	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off $(PIP_FLAGS) -e '.[plasticity,timm]' 2>&1 | grep --line-buffered -E '^(Collecting (torch|torchvision|matplotlib)|Installing|Successfully|ERROR|error)' | cut -c1-100 || true
 	@$(BIN)/python -c 'import torch, retain; print(f"      retain {retain.__version__}, torch {torch.__version__}")'
 	@touch $@
 
