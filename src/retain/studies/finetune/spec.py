@@ -19,6 +19,10 @@ Images = Literal["fashion", "mnist", "digits", "folder", "flowers102"]
 Control = Literal["mean-variance", "permuted", "shuffled-labels", "shuffled-blocks"]
 Share = Annotated[float, Field(gt=0, lt=1)]
 CONTROLS: tuple[Control, ...] = ("mean-variance", "permuted", "shuffled-labels", "shuffled-blocks")
+EVERY: tuple[str, ...] = (
+    *("scratch", "fine-tune", "linear-probe", "lp-ft", "wise-ft", "l2-sp", "l2-sp-fisher", "layer-wise", "gradual", "norms-only", "biases-only"),
+    *("delta", "bss", "stochnorm", "lora"),
+)
 
 
 class FinetuneSpec(Spec):
@@ -70,6 +74,19 @@ class FinetuneSpec(Spec):
 
 
 _TUNED: dict[str, Any] = {"optimizer": "adam", "rates": (0.0003,), "own_rates": {"scratch": 0.001, "mean-variance": 0.001, "permuted": 0.001}, "threads": 1}
+_FOLDER: dict[str, Any] = {
+    **_TUNED,
+    "images": "folder",
+    "sections": ("curves",),
+    "size": 128,
+    "per_class": (1, 5, 10, 50),
+    "recipes": ("scratch", "fine-tune", "linear-probe", "lp-ft", "wise-ft"),
+    "controls": (),
+    "augment": 0.5,
+    "epochs": 15,
+    "least_steps": 100,
+    "seeds": 5,
+}
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": {
         **_TUNED,
@@ -85,18 +102,14 @@ PRESETS: dict[str, dict[str, Any]] = {
         "small_width": 64,
         "seeds": 2,
     },
-    "folder": {
-        **_TUNED,
-        "images": "folder",
-        "sections": ("curves",),
-        "size": 128,
-        "per_class": (1, 5, 10, 50),
-        "recipes": ("scratch", "fine-tune", "linear-probe", "lp-ft", "wise-ft"),
-        "controls": (),
-        "augment": 0.5,
-        "epochs": 15,
-        "least_steps": 100,
-        "seeds": 5,
+    "folder": _FOLDER,
+    "every": {
+        **_FOLDER,
+        "sections": ("curves", "inside", "small"),
+        "per_class": (1, 2, 5, 10, 50, "all"),
+        "recipes": EVERY,
+        "controls": CONTROLS,
+        "surface_points": 11,
     },
     "paper": {
         "images": "flowers102",
