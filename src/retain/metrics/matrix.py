@@ -129,7 +129,8 @@ def intransigence(R: Any, joint: Any) -> float:
 
     The mean over tasks of the measure of Chaudhry et al. 2018 (https://arxiv.org/abs/1801.10112), section 4, where :math:`a_j` is the accuracy on
     task ``j`` of a model that was trained on the data of tasks 0 to ``j`` together. One model trained on all tasks is a cheaper reference,
-    and a stricter one where later tasks help earlier ones: say which it was.
+    and a stricter one where later tasks help earlier ones: say which it was. In the class scenario let the outputs compete that compete for the
+    learner just then, or the reference is asked more.
 
     Args:
         R: The accuracy matrix, ``[T + 1, T]``.

@@ -12,9 +12,10 @@ from retain.tasks.folder import flowers102, folder
 from retain.tasks.images import ImageData, as_images, few
 from retain.tasks.sources import arrays, digits, fashion_mnist, mnist
 from retain.tasks.stream import Stream, as_stream, sequence, split, union
+from retain.tasks.streams import blurry
 from retain.tasks.synthetic import halfspace, relu_network, teacher
 from retain.tasks.task import Task, as_task
-from retain.tasks.transforms import permute, rotate
+from retain.tasks.transforms import permute, rotate, shift_labels
 
 SOURCES = {
     "mnist": mnist,
@@ -42,6 +43,7 @@ __all__ = [
     "as_stream",
     "as_task",
     "augment",
+    "blurry",
     "digits",
     "fashion_mnist",
     "few",
@@ -53,6 +55,7 @@ __all__ = [
     "relu_network",
     "rotate",
     "sequence",
+    "shift_labels",
     "shuffle_blocks",
     "shuffle_labels",
     "split",

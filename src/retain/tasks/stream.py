@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Any, Literal, overload
 
 import torch
 
 from retain.errors import InputError, check_count, nearest
 from retain.likelihoods import Categorical, Tokens
+from retain.seeds import generator
 from retain.tasks.data import TensorData
 from retain.tasks.task import Task
 
@@ -20,8 +22,11 @@ Scenario = Literal["domain", "task", "class"]
 class Stream:
     """Tasks to learn one after the other.
 
+    Online learning, where every sample is seen once, is no other stream: it is ``learn(..., epochs=1)``.
+
     Args:
-        tasks: The tasks; a DataLoader or a pair of arrays is made a task.
+        tasks: The tasks; a DataLoader or a pair of arrays is made a task. The scenarios ``task`` and ``class`` need the classes of each,
+            which a DataLoader cannot tell: pass ``Task(loader, classes=(0, 1))``.
         scenario: Which outputs compete when a task is asked (van de Ven, Tuytelaars and Tolias 2022,
             https://doi.org/10.1038/s42256-022-00568-3): ``domain`` all of the model's, ``task`` the task's own classes (its
             identity is given), ``class`` those of all tasks seen so far.
@@ -128,20 +133,23 @@ def as_stream(value: Any) -> Stream:
     return Stream(tuple(value))
 
 
-def split(task: Task, parts: int, *, order: Sequence[int] | None = None, scenario: Scenario = "class") -> Stream:
+def split(task: Task, parts: int, *, order: Sequence[int] | int | None = None, scenario: Scenario = "class", relabel: bool = False) -> Stream:
     """One task cut by class into ``parts`` tasks of equally many classes; labels stay as they are.
 
     Args:
         task: A classification task held in tensors.
         parts: How many tasks; must divide the number of classes.
-        order: The classes in the order they are dealt out; ascending by default.
+        order: The classes in the order they are dealt out, or the seed of a random order, which depends on nothing else; ascending by default.
         scenario: See :class:`Stream`.
+        relabel: Give the classes of every task the labels from 0 on, in the order they were dealt: the domain scenario of split MNIST of
+            van de Ven et al. 2022, where two outputs mean other digits in every task.
 
     Returns:
         A stream of ``parts`` tasks named ``<id>-1`` and so on.
 
     Raises:
-        InputError: If the classes cannot be dealt out evenly or the order is not a permutation of them.
+        InputError: If the classes cannot be dealt out evenly, the order is not a permutation of them, or classes that are to compete by
+            their labels are given the same ones.
 
     Example:
         >>> from retain import tasks
@@ -150,11 +158,17 @@ def split(task: Task, parts: int, *, order: Sequence[int] | None = None, scenari
     """
     check_count("parts", parts)
     classes = task.classes or ()
-    dealt = tuple(order) if order is not None else classes
+    if isinstance(order, int | Integral):
+        check_count("order", order, least=0)
+        dealt = tuple(classes[i] for i in torch.randperm(len(classes), generator=generator(int(order), "classes")).tolist())
+    else:
+        dealt = tuple(order) if order is not None else classes
     if sorted(dealt) != sorted(classes):
         raise InputError("order", f"a permutation of the classes {list(classes)}", list(dealt))
     if not classes or len(classes) % parts:
         raise InputError("parts", f"a divisor of the {len(classes)} classes of task '{task.id}'", parts)
+    if relabel and scenario != "domain":
+        raise InputError("relabel", f"False in the {scenario} scenario, where labels say which outputs compete", relabel, "Pass scenario='domain'.")
     width = len(classes) // parts
 
     def only(part: str, mine: tuple[int, ...]) -> TensorData | None:
@@ -164,13 +178,17 @@ def split(task: Task, parts: int, *, order: Sequence[int] | None = None, scenari
         if not isinstance(data, TensorData):
             raise InputError(part, "tensors to cut by class", type(data).__name__)
         keep = sum((data.targets == label for label in mine), start=data.targets != data.targets)
-        return data.take(keep.nonzero()[:, 0])
+        found = data.take(keep.nonzero()[:, 0])
+        if relabel:
+            found.targets = sum((i * (found.targets == label) for i, label in enumerate(mine)), start=torch.zeros_like(found.targets))
+        return found
 
     pieces = []
     for i in range(parts):
         mine = dealt[i * width : (i + 1) * width]
         data = {part: only(part, mine) for part in ("data", "test", "validation")}
-        pieces.append(replace(task, **data, classes=mine, id=f"{task.id}-{i + 1}", n=0))  # type: ignore[arg-type]
+        piece = replace(task, **data, classes=mine, id=f"{task.id}-{i + 1}", n=0)  # type: ignore[arg-type]
+        pieces.append(replace(piece, classes=tuple(range(width)), class_names=None) if relabel else piece)
     return Stream(tuple(pieces), scenario)
 
 

@@ -1,4 +1,4 @@
-"""One task made into several: turned images, permuted inputs."""
+"""One task made into several: turned images, permuted inputs; and labels moved out of another task's way."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
 from retain.errors import InputError, check_count
+from retain.likelihoods import Categorical
 from retain.seeds import generator
 from retain.tasks.data import TensorData
-from retain.tasks.stream import Stream
+from retain.tasks.stream import Scenario, Stream
 from retain.tasks.task import Task
 
 _PARTS = ("data", "validation", "test")
@@ -55,7 +56,45 @@ def _turn(images: Tensor, angle: float) -> Tensor:
     return turned
 
 
-def rotate(task: Task, angles: Sequence[float] = (0, 15, 30, 45)) -> Stream:
+def shift_labels(task: Task, by: int) -> Task:
+    """The task with ``by`` added to all labels, so that its classes are others than those of a task it follows.
+
+    Args:
+        task: A classification task held in tensors.
+        by: How much; 0 leaves the task as it is.
+
+    Returns:
+        The task, of the same name, with its classes moved along. Inputs are not copied.
+
+    Raises:
+        InputError: If the task is no classification, its data are not tensors, or ``by`` is no whole number of at least 0.
+
+    Example:
+        >>> from retain import tasks
+        >>> stream = tasks.sequence(tasks.mnist(embedded=True), tasks.shift_labels(tasks.fashion_mnist(embedded=True), 10), scenario="class")
+        >>> stream[0].active[-1], stream[1].active[-1]
+        (9, 19)
+    """
+    by = check_count("by", by, least=0)
+    if not isinstance(task.likelihood, Categorical) or task.classes is None:
+        raise InputError("task", "a classification task whose classes are known", repr(task))
+    _check(task, "whose labels can be shifted", lambda x: True)
+    if by == 0:
+        return task
+    found = {part: getattr(task, part) for part in _PARTS}
+    parts: dict[str, Any] = {part: data and TensorData(data.inputs, data.targets + by) for part, data in found.items()}
+    names = None if task.class_names is None else ("",) * by + task.class_names
+    return replace(task, **parts, classes=tuple(label + by for label in task.classes), class_names=names)
+
+
+def _streamed(pieces: Sequence[Task], scenario: Scenario) -> Stream:
+    """The tasks as a stream, with classes of their own where classes compete by task."""
+    if scenario in ("task", "class"):
+        pieces = [shift_labels(piece, i * (max(piece.classes or (0,)) + 1)) for i, piece in enumerate(pieces)]
+    return Stream(tuple(pieces), scenario)
+
+
+def rotate(task: Task, angles: Sequence[float] = (0, 15, 30, 45), *, scenario: Scenario = "domain") -> Stream:
     """One task a rotation: all images turned by one angle (rotated MNIST; Lopez-Paz and Ranzato 2017).
 
     Images turn about their centre, counter-clockwise as they are looked at, with the first row on top (so 90 takes the right edge to
@@ -64,12 +103,14 @@ def rotate(task: Task, angles: Sequence[float] = (0, 15, 30, 45)) -> Stream:
     Args:
         task: A task whose inputs are images ``[N, C, H, W]`` held in tensors of floating point.
         angles: Degrees, one a task; 0 leaves the images as they are, to the bit and without a copy.
+        scenario: See :class:`Stream`. In ``task`` and ``class`` every task has classes of its own: the labels of a task of C classes become
+            C to 2 C - 1 in the second task and so on, and the model needs an output for each.
 
     Returns:
-        A stream of the domain scenario with tasks named ``<id>-<angle>``; training, validation and test images are all turned.
+        A stream with tasks named ``<id>-<angle>``; training, validation and test images are all turned.
 
     Raises:
-        InputError: If the data are no such images, or the angles are not finite numbers, none, or the same twice.
+        InputError: If the data are no such images, the angles are not finite numbers, none, or the same twice, or the scenario does not fit.
 
     Example:
         >>> from retain import tasks
@@ -82,27 +123,30 @@ def rotate(task: Task, angles: Sequence[float] = (0, 15, 30, 45)) -> Stream:
     for angle in angles:
         if not isinstance(angle, numbers.Real) or isinstance(angle, bool) or not math.isfinite(angle):
             raise InputError("angles", "finite numbers, in degrees", repr(angle))
-    return Stream(tuple(_changed(task, f"{task.id}-{angle:g}", lambda x, angle=angle: _turn(x, angle)) for angle in angles))  # type: ignore[misc]
+    return _streamed([_changed(task, f"{task.id}-{angle:g}", lambda x, angle=angle: _turn(x, angle)) for angle in angles], scenario)  # type: ignore[misc]
 
 
-def permute(task: Task, parts: int, seed: int = 0, first: bool = False) -> Stream:
+def permute(task: Task, parts: int, seed: int = 0, first: bool = False, *, scenario: Scenario = "domain") -> Stream:
     """One task a permutation: the entries of every input in one fixed random order.
 
-    Permuted MNIST (Goodfellow et al. 2013; Kirkpatrick et al. 2017). The first task is the original, unless ``first=True``. Order ``i``
-    depends on the seed and on ``i`` alone, so more parts leave the first ones as they were. Every permuted task is a copy in memory.
+    Permuted MNIST (Goodfellow et al. 2013; Kirkpatrick et al. 2017). The first task is the original, unless ``first=True``, as in
+    van de Ven et al. 2022. Order ``i`` depends on the seed and on ``i`` alone, so more parts leave the first ones as they were. Every permuted
+    task is a copy in memory.
 
     Args:
         task: A task held in tensors ``[N, ...]``; a permutation acts on all of one input's entries (C*H*W for images).
         parts: How many tasks.
         seed: Of the permutations.
         first: Whether the first task is permuted too.
+        scenario: See :class:`Stream`. In ``task`` and ``class`` every task has classes of its own: the labels of a task of C classes become
+            C to 2 C - 1 in the second task and so on, and the model needs an output for each.
 
     Returns:
-        A stream of the domain scenario with tasks named ``<id>-p1`` and so on; inputs keep their shape, and training, validation and
+        A stream with tasks named ``<id>-p1`` and so on; inputs keep their shape, and training, validation and
         test inputs of a task have one order.
 
     Raises:
-        InputError: If the data are not tensors, an input has a single entry, or parts or seed is no such number.
+        InputError: If the data are not tensors, an input has a single entry, parts or seed is no such number, or the scenario does not fit.
 
     Example:
         >>> from retain import tasks
@@ -120,4 +164,4 @@ def permute(task: Task, parts: int, seed: int = 0, first: bool = False) -> Strea
         order = torch.randperm(inputs[0].numel(), generator=generator(seed, "permutation", i))
         return inputs.flatten(1).index_select(1, order.to(inputs.device)).reshape(inputs.shape)
 
-    return Stream(tuple(_changed(task, f"{task.id}-p{i + 1}", lambda x, i=i: shuffled(x, i)) for i in range(parts)))  # type: ignore[misc]
+    return _streamed([_changed(task, f"{task.id}-p{i + 1}", lambda x, i=i: shuffled(x, i)) for i in range(parts)], scenario)  # type: ignore[misc]
