@@ -1,10 +1,14 @@
 """What is carried from task to task: one contract, one method a file."""
 
 from retain.methods.base import Method, Plain
+from retain.methods.compose import compose
 from retain.methods.coreset import CoresetVCL
+from retain.methods.derpp import DERpp
+from retain.methods.er import ER
 from retain.methods.ewc import EWC
 from retain.methods.l2sp import L2SP
 from retain.methods.laplace import StructuredLaplace
+from retain.methods.lwf import LwF
 from retain.methods.mas import MAS
 from retain.methods.newton_vcl import NewtonVCL
 from retain.methods.online_ewc import OnlineEWC
@@ -16,16 +20,19 @@ from retain.methods.vcl import VCL
 from retain.methods.weighting import Blundell, NoDivergence, OverBatches, PerSample, WarmUp, Weighting
 
 METHODS: dict[str, type[Method]] = {
-    method.name: method for method in (Plain, EWC, OnlineEWC, StructuredLaplace, SSR, SI, MAS, RWalk, L2SP, VCL, CoresetVCL, NewtonVCL)
+    method.name: method for method in (Plain, EWC, OnlineEWC, StructuredLaplace, SSR, SI, MAS, RWalk, L2SP, LwF, ER, DERpp, VCL, CoresetVCL, NewtonVCL)
 }
 
 __all__ = [
+    "DERpp",
+    "ER",
     "EWC",
     "L2SP",
     "MAS",
     "METHODS",
     "Blundell",
     "CoresetVCL",
+    "LwF",
     "Method",
     "NewtonVCL",
     "NoDivergence",
@@ -41,4 +48,5 @@ __all__ = [
     "VCL",
     "WarmUp",
     "Weighting",
+    "compose",
 ]
