@@ -14,11 +14,19 @@ from retain.studies.finetune.spec import FinetuneSpec
 
 Results = Sequence[dict[str, Any]]
 Entry = dict[str, Any]
+HALFWAY = "wise-ft, alpha 0.5"
+"""The point that the paper recommends where nothing can be chosen; it is on the curve of every run."""
 
 
 def of(results: Results, arm: str, n: int | str) -> list[Entry]:
     """An arm's entries at a size, one a run."""
+    if arm == HALFWAY:
+        return [{**entry, "accuracy": _halfway(entry)} for entry in of(results, "wise-ft", n)]
     return [entry for result in results for entry in result["curves"] if entry["arm"] == arm and entry["n"] == n]
+
+
+def _halfway(entry: Entry) -> dict[str, float]:
+    return next(point for point in entry["found"]["curve"] if point["alpha"] == 0.5)
 
 
 def test(entry: Entry) -> float:
@@ -41,25 +49,35 @@ def names(spec: FinetuneSpec, *, controls: bool = True) -> list[str]:
     return [arm.name for arm in arms(spec) if controls or arm.name in spec.recipes]
 
 
+def rows(spec: FinetuneSpec, *, controls: bool = True) -> list[str]:
+    """Names of the rows of tables of accuracies: the arms, and what was found on the way."""
+    found = names(spec, controls=controls)
+    if "wise-ft" in found:
+        found.insert(found.index("wise-ft") + 1, HALFWAY)
+    return found
+
+
 def best(spec: FinetuneSpec, results: Results, n: int | str) -> str:
     """The recipe with the best held-out accuracy at a size."""
-    return max(names(spec, controls=False), key=lambda arm: estimate(float(e["accuracy"]["validation"]) for e in of(results, arm, n)).mean)
+    return max(rows(spec, controls=False), key=lambda arm: estimate(float(e["accuracy"]["validation"]) for e in of(results, arm, n)).mean)
 
 
 def sentence(spec: FinetuneSpec, results: Results) -> str:
     """What the curves say, in a sentence."""
     n = spec.inside_at if spec.inside_at in sizes(spec) else sizes(spec)[-1]
     chosen = best(spec, results, n)
-    said = [f"{arm} {estimate(map(test, of(results, arm, n))).percent()} %" for arm in dict.fromkeys(("scratch", "fine-tune", chosen)) if arm in spec.recipes]
+    named = [arm for arm in dict.fromkeys(("scratch", "fine-tune", chosen)) if arm in rows(spec)]
+    said = [f"{arm} {estimate(map(test, of(results, arm, n))).percent()} %" for arm in named]
     return f"At {n} {'image' if n == 1 else 'images'} a class: {', '.join(said)} of the test images right ({runs(results)})."
 
 
 def numbers(spec: FinetuneSpec, results: Results) -> dict[str, Any]:
     """The main numbers, for machines: by arm and measure."""
     found: dict[str, Any] = {}
-    for arm in names(spec):
+    for arm in rows(spec):
         found[arm] = {f"test at {n}": estimate(map(test, of(results, arm, n)))._asdict() for n in sizes(spec)}
-        found[arm] |= {f"gap at {n}": estimate(float(e["gap"]) for e in of(results, arm, n))._asdict() for n in sizes(spec)}
+        if arm != HALFWAY:
+            found[arm] |= {f"gap at {n}": estimate(float(e["gap"]) for e in of(results, arm, n))._asdict() for n in sizes(spec)}
     return found
 
 
@@ -79,48 +97,48 @@ def _at(spec: FinetuneSpec) -> list[str]:
 
 
 def _accuracies(spec: FinetuneSpec, results: Results) -> Table:
-    rows = [[arm, *(estimate(map(test, of(results, arm, n))).percent() for n in sizes(spec))] for arm in names(spec)]
+    body = [[arm, *(estimate(map(test, of(results, arm, n))).percent() for n in sizes(spec))] for arm in rows(spec)]
     note = (
         f"Mean ± standard error over {runs(results)}, each with its own training images, order and random starts; the test images are always the same. "
         "Learning rates, where there is a choice, are those that are best on held-out images."
     )
-    return Table("Test accuracy, %", ["", *_at(spec)], rows, note)
+    return Table("Test accuracy, %", ["", *_at(spec)], body, note)
 
 
 def _gains(spec: FinetuneSpec, results: Results) -> Table:
-    others = [arm for arm in names(spec, controls=False) if arm != "fine-tune"]
-    rows = []
+    others = [arm for arm in rows(spec, controls=False) if arm != "fine-tune"]
+    body = []
     for arm in others:
         found = [difference(results, arm, "fine-tune", n) for n in sizes(spec)]
-        rows.append([arm, *(f"{one.percent()}{' *' * one.apart}" for one in found)])
+        body.append([arm, *(f"{one.percent()}{' *' * one.apart}" for one in found)])
     note = f"Test accuracy less that of fine-tune on the same images, with Student's 95 % interval over {runs(results)}; * where 0 is outside."
-    return Table("Gain over plain fine-tuning, points", ["", *_at(spec)], rows, note)
+    return Table("Gain over plain fine-tuning, points", ["", *_at(spec)], body, note)
 
 
 def _explained(spec: FinetuneSpec, results: Results) -> Table:
     """How much of the gain of a trained start a control keeps."""
-    rows = []
+    body: list[list[str]] = []
     whole = [difference(results, "fine-tune", "scratch", n) for n in sizes(spec)]
-    rows.append(["fine-tune less scratch: all that pretraining gives", *(one.percent() for one in whole)])
+    body.append(["fine-tune less scratch: all that pretraining gives", *(one.percent() for one in whole)])
     said = {
         "mean-variance": "mean-variance less scratch: the scale of the weights",
         "permuted": "permuted less scratch: the values of the weights, not their places",
     }
     for control in spec.controls:
         if control in said:
-            rows.append([said[control], *(difference(results, control, "scratch", n).percent() for n in sizes(spec))])
+            body.append([said[control], *(difference(results, control, "scratch", n).percent() for n in sizes(spec))])
     if "shuffled-blocks" in spec.controls:
         one, two = (f"{arm}, {CHANGES['shuffled-blocks']}" for arm in ("fine-tune", "scratch"))
         found = [difference(results, one, two, n).percent() for n in sizes(spec)]
-        rows.append([f"fine-tune less scratch on shuffled blocks of {spec.block} px: what is no whole shape", *found])
+        body.append([f"fine-tune less scratch on shuffled blocks of {spec.block} px: what is no whole shape", *found])
     if "shuffled-labels" in spec.controls:
         for arm in ("fine-tune", "scratch"):
             name = f"{arm}, {CHANGES['shuffled-labels']}"
-            rows.append(
+            body.append(
                 [f"{name}: training images that are memorised, %", *(estimate(_training(e) for e in of(results, name, n)).percent() for n in sizes(spec))]
             )
     note = f"Points of test accuracy with Student's 95 % interval over {runs(results)}, but for the last rows. Parts need not add up."
-    return Table("What explains the gain", ["", *_at(spec)], rows, note)
+    return Table("What explains the gain", ["", *_at(spec)], body, note)
 
 
 def _training(entry: Entry) -> float:
@@ -129,16 +147,16 @@ def _training(entry: Entry) -> float:
 
 def _effort(spec: FinetuneSpec, results: Results) -> Table:
     n = sizes(spec)[-1]
-    rows = []
+    body: list[list[str]] = []
     for arm in names(spec):
         entries = of(results, arm, n)
         parameters = entries[0]["parameters"]
         rates = sorted({entry["rate"] for entry in entries})
-        rows.append(
+        body.append(
             [arm, f"{parameters['trained']:,}", f"{parameters['total']:,}", ", ".join(f"{rate:g}" for rate in rates), str(entries[0]["history"][-1]["epoch"])]
         )
     note = f"At {n} images a class. Learning rates are those of the body; the head's own phase, where there is one, is solved."
-    return Table("Parameters, rates and epochs", ["", "trained", "in all", "learning rate, by run", "epochs"], rows, note)
+    return Table("Parameters, rates and epochs", ["", "trained", "in all", "learning rate, by run", "epochs"], body, note)
 
 
 def _numeric(spec: FinetuneSpec, results: Results) -> list[tuple[int | str, float]]:
@@ -159,7 +177,7 @@ def _curves(spec: FinetuneSpec, results: Results) -> Iterator[Figure]:
 
     caption = f"Test accuracy against training images a class; bands are one standard error over {runs(results)}."
     for id, title, chosen in (
-        ("recipes", "Accuracy against images a class: recipes", names(spec, controls=False)),
+        ("recipes", "Accuracy against images a class: recipes", rows(spec, controls=False)),
         ("controls", "Accuracy against images a class: controls", [arm for arm in names(spec) if arm not in spec.recipes or arm in ("scratch", "fine-tune")]),
     ):
         if id == "recipes" or spec.controls:
