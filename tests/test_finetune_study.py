@@ -22,6 +22,7 @@ TINY = [
     "validation=20",
     "per_class=[1,4]",
     "recipes=[scratch,fine-tune,linear-probe,wise-ft]",
+    "controls=[mean-variance,permuted,shuffled-labels,shuffled-blocks]",
     "epochs=2",
     "least_steps=0",
     "batch_size=6",
