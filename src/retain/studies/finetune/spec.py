@@ -94,7 +94,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "tested": 200,
         "validation": 100,
         "controls": ("mean-variance", "shuffled-blocks"),
-        "epochs": 8,
+        "epochs": 6,
         "least_steps": 30,
         "looked": 30,
         "surface_points": 5,
