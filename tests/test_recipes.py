@@ -93,8 +93,11 @@ def test_features_computed_before_give_the_same(pair):
         one, two = (retain.finetune(copy.deepcopy(model), pair[1], recipe, epochs=2, cached=cached) for cached in (None, known))
         assert one.accuracy == pytest.approx(two.accuracy) and one.nll == pytest.approx(two.nll, rel=1e-5)
         assert all(torch.equal(a, b) for a, b in zip(one.model.parameters(), two.model.parameters(), strict=True))
-    with pytest.raises(InputError, match=r"cached: expected 32 features of each of the \d+ samples"):
-        retain.finetune(copy.deepcopy(model), pair[1], cached=tasks.few(known, 2))
+    fresh = copy.deepcopy(pair[0])
+    for cached, said in ((tasks.few(known, 2), r"cached: expected 32 features of each of the \d+ samples"), (7, "cached: expected the task")):
+        with pytest.raises(InputError, match=said):
+            retain.finetune(fresh, pair[1], cached=cached)
+    assert fresh.layers.fc2.out_features == 10  # nothing was changed before
 
 
 def test_scores_only_at_the_end(pair):

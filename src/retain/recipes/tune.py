@@ -158,13 +158,13 @@ def finetune(
         raise InputError("batchnorm", "'track' or 'freeze'", repr(batchnorm))
     model = unwrap(model)
     name, layer = find_head(model, head)
-    classes = max(task.classes) + 1
-    if layer.weight.shape[0] != classes:
-        replace_head(model, classes, name=name, seed=seed, zero=True)
     if cached is not None and not isinstance(cached, Task):
         raise InputError("cached", "the task that models.features gives", type(cached).__name__)
     if cached is not None and (cached.n != task.n or cached.data.shape != (layer.in_features,)):
         raise InputError("cached", f"{layer.in_features} features of each of the {task.n} samples", f"{cached.n} of shape {list(cached.data.shape or ())}")
+    classes = max(task.classes) + 1
+    if layer.weight.shape[0] != classes:
+        replace_head(model, classes, name=name, seed=seed, zero=True)
     place = Place(model, name, task, seed, batchnorm)
     model = recipe.start(place).to(choose_device(device))
     place = replace(place, model=model)

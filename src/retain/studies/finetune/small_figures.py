@@ -10,6 +10,7 @@ from typing import Any
 from retain.diagnosis import random_walk
 from retain.figures import Contours, Figure, Lines, Series, Table
 from retain.metrics import Estimate, Interval, estimate, interval
+from retain.studies.finetune.figures import runs
 from retain.studies.finetune.small import HELD, RATES, TESTED, pictured
 from retain.studies.finetune.small_problem import BATCH, FEATURES
 from retain.studies.finetune.spec import FinetuneSpec
@@ -33,10 +34,6 @@ def _keys(spec: FinetuneSpec) -> list[Key]:
 def _label(key: Key) -> str:
     arm, share = key
     return arm if share is None or math.isnan(share) else f"{arm}, {round(share * FEATURES)} of {FEATURES} features"
-
-
-def _runs(results: Results) -> str:
-    return f"{len(results)} {'run' if len(results) == 1 else 'runs'}"
 
 
 def _is(entry: dict[str, Any], key: Key) -> bool:
@@ -96,7 +93,7 @@ def sentence(spec: FinetuneSpec, results: Results) -> str:
     for share in spec.small_related:
         key = ("pretrained", share)
         said.append(f"{_label(key)} in common {_of(results, key, n, 'test').percent()} % ({verdict(against(results, key, n))})")
-    return f"{n} points of a function: test error, of the variance: {'; '.join(said)} ({_runs(results)})."
+    return f"{n} points of a function: test error, of the variance: {'; '.join(said)} ({runs(results)})."
 
 
 def numbers(spec: FinetuneSpec, results: Results) -> dict[str, Any]:
@@ -128,7 +125,7 @@ def _errors(spec: FinetuneSpec, results: Results) -> Table:
     sources = {share: estimate(s["test"] for result in results for s in result["sources"] if s["related"] == share) for share in spec.small_related}
     learned = ", ".join(f"{source.percent()} % ({round(share * FEATURES)} of {FEATURES} features)" for share, source in sources.items())
     note = (
-        f"Mean squared error on {TESTED:,} points without noise, % of the function's variance (1 - R^2), mean ± standard error over {_runs(results)}. "
+        f"Mean squared error on {TESTED:,} points without noise, % of the function's variance (1 - R^2), mean ± standard error over {runs(results)}. "
         f"The function is a sum of {FEATURES} ReLU features of {spec.small_dim} normal inputs, and the source, learned from {spec.small_source:,} points, one "
         "that has so many of these features in common, with coefficients of its own; its own test "
         f"error is {learned}. Two hidden layers of {spec.small_width}; 'same scale' is a start with the pretrained one's mean and variance in every layer, "
@@ -146,7 +143,7 @@ def _paired(spec: FinetuneSpec, results: Results) -> Table:
         rows.append([_label(key), *(f"{difference.percent()}{' *' if difference.apart else ''}" for difference in found)])
     note = (
         "In points of the variance: below 0 is better than the random start, on the same function and points. Student's 95 % interval over "
-        f"{_runs(results)}; * where 0 is outside. Sources are learned from the same random start."
+        f"{runs(results)}; * where 0 is outside. Sources are learned from the same random start."
     )
     return Table("Test error less that of the random start", ["points", *map(str, spec.small_samples)], rows, note)
 
@@ -158,7 +155,7 @@ def _equal(spec: FinetuneSpec, results: Results) -> Table:
         end = _of(results, key, pictured(spec), "train")
         rows.append([_label(key), *(value.percent() if value else "" for value in found), f"{100 * end.mean:.2g}"])
     note = (
-        f"Test error in %, {pictured(spec)} points, where the training error first falls to each level, mean ± standard error over {_runs(results)}; empty "
+        f"Test error in %, {pictured(spec)} points, where the training error first falls to each level, mean ± standard error over {runs(results)}; empty "
         "where not all runs fall so far. Every arm descends at the rate that it chose. A level passed on the way is not where training would be stopped."
     )
     return Table("At equal training error", ["training error", *(f"{100 * level:g} %" for level in LEVELS), "last, %"], rows, note)
@@ -196,7 +193,7 @@ def _panels(spec: FinetuneSpec, results: Results, measure: str) -> dict[str, lis
 
 def _curves(spec: FinetuneSpec, results: Results) -> Lines:
     caption = (
-        f"Mean squared error on {TESTED:,} points, % of the variance; 100 % is to answer the mean. Bands are one standard error over {_runs(results)}. "
+        f"Mean squared error on {TESTED:,} points, % of the variance; 100 % is to answer the mean. Bands are one standard error over {runs(results)}. "
         "The arms without a source are the same in each panel."
     )
     panels = _panels(spec, results, "test")
@@ -205,7 +202,7 @@ def _curves(spec: FinetuneSpec, results: Results) -> Lines:
 
 def _distances(spec: FinetuneSpec, results: Results) -> Lines:
     caption = (
-        f"Distance of the hidden layers from their start over its norm, %. Bands are one standard error over {_runs(results)}. The arms went at rates of their "
+        f"Distance of the hidden layers from their start over its norm, %. Bands are one standard error over {runs(results)}. The arms went at rates of their "
         "own, which the table has; distance depends on them, and on how layers are scaled."
     )
     return Lines("How far each start goes", "points", "moved, %", panels=_panels(spec, results, "moved"), x_log=True, id="small-moved", caption=caption)
@@ -222,7 +219,7 @@ def _along(spec: FinetuneSpec, results: Results) -> Lines:
         series.append(Series(_label(key), x, y, [100 * value.error for _, value in there], color=_COLORS[key[0]] if key in ALONE else None))
     caption = (
         f"{pictured(spec)} points, from the right to the left. At a training error of {100 * spec.small_noise**2:g} % what is left is as large as the noise. "
-        f"Means over {_runs(results)} at the first time that each run gets there; a line ends where one does not."
+        f"Means over {runs(results)} at the first time that each run gets there; a line ends where one does not."
     )
     return Lines("Test error along the descent", "training error, %", "test error, %", series, x_log=True, id="small-way", caption=caption)
 
