@@ -196,6 +196,14 @@ class Study(ABC):
     def run(self, spec: Any, seed: int, keeper: Keeper) -> dict[str, Any]:
         """One seed; plain values only."""
 
+    def cells(self, spec: Any) -> list[Any]:
+        """The spec cut into pieces that can run apart, each a spec of this study; here the spec itself."""
+        return [spec]
+
+    def join(self, spec: Any, found: Sequence[dict[str, Any] | None]) -> dict[str, Any]:
+        """One seed's result from those of its cells, in their order; ``None`` stands for a cell that is not finished."""
+        return found[0] or {}
+
     @abstractmethod
     def summarise(self, spec: Any, results: list[dict[str, Any]]) -> Outcome:
         """What the seeds say together."""
