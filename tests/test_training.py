@@ -534,3 +534,29 @@ def test_unwrap_only_unwraps_wrappers():
     assert unwrap(nn.DataParallel(mine)) is mine
     compiled = torch.compile(mine)
     assert unwrap(compiled) is mine
+
+
+def test_steps_end_inside_a_pass_and_the_schedule_ends_with_them():
+    task = Task((torch.rand(50, 4), torch.randint(0, 2, (50,))), id="toy")
+    rates = []
+
+    class Watch(methods.Plain):
+        def after_step(self, model, optimizer):
+            rates.append(optimizer.param_groups[0]["lr"])
+
+    result = retain.learn(models.MLP(4, 2, seed=0), [task], Watch(), steps=12, batch_size=10, optimizer="sgd", lr=1.0, schedule="cosine")
+    assert len(rates) == 12 and [entry["epoch"] for entry in result.history] == [1, 2, 3]
+    assert rates[0] == 1.0 and rates[6] == pytest.approx(0.5) and 0 < rates[-1] < 0.02
+    whole = retain.learn(models.MLP(4, 2, seed=0), [task], steps=15, batch_size=10)
+    again = retain.learn(models.MLP(4, 2, seed=0), [task], epochs=3, batch_size=10)
+    assert all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), again.model.parameters(), strict=True))
+
+
+def test_steps_need_a_known_number_of_batches():
+    class Endless(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter([(torch.rand(4), torch.tensor(1))] * 20)
+
+    task = Task(torch.utils.data.DataLoader(Endless(), batch_size=4), n=20)
+    with pytest.raises(InputError, match="steps: expected data of task 'task' that know their number of batches"):
+        retain.learn(models.MLP(4, 2, seed=0), [task], steps=5)

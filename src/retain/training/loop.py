@@ -33,6 +33,7 @@ def learn(
     method: Method | None = None,
     *,
     epochs: int = 1,
+    steps: int | None = None,
     batch_size: int = 64,
     optimizer: str | OptimizerFactory = "adam",
     lr: float = 1e-3,
@@ -58,6 +59,7 @@ def learn(
         stream: The tasks: a :class:`~retain.tasks.Stream`, or a list of tasks, DataLoaders or pairs of arrays.
         method: What is carried from task to task; plain fine-tuning by default.
         epochs: Passes over each task's data.
+        steps: Optimiser steps a task instead of ``epochs``: as many passes as that takes, the last one cut short.
         batch_size: Samples a step; a DataLoader has its own.
         optimizer: ``adam``, ``adamw``, ``sgd``, ``momentum`` or a function from parameters to an optimiser. Ignored if the method
             brings an optimiser of its own, as :class:`~retain.methods.NewtonVCL` does.
@@ -91,6 +93,8 @@ def learn(
     check_count("epochs", epochs)
     check_count("batch_size", batch_size)
     check_count("score_every", score_every, least=0)
+    if steps is not None:
+        check_count("steps", steps)
     if not isinstance(model, nn.Module):
         raise InputError("model", "an nn.Module", repr(model))
     if method is not None and not isinstance(method, Method):
@@ -128,32 +132,39 @@ def learn(
 
     for t in range(position[0], len(stream)):
         task = stream[t]
+        known = task.data.steps(batch_size)
+        if steps is not None and known is None:
+            raise InputError("steps", f"data of task '{task.id}' that know their number of batches", type(task.data).__name__, "Pass epochs instead.")
+        passes = epochs if steps is None else math.ceil(steps / (known or 1))
         if t > position[0] or not position[1]:
             if method.scouts:  # a copy learns the task freely, and the method looks at where it ends
-                options: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "optimizer": optimizer, "lr": lr, "schedule": schedule}
+                options: dict[str, Any] = {"epochs": epochs, "steps": steps, "batch_size": batch_size, "optimizer": optimizer, "lr": lr, "schedule": schedule}
                 free = copy(model)
                 learn(free, [task], seed=derive(seed, "scout", t), device=place, precision=precision, batchnorm=batchnorm, **options)
                 method.scout(free, task)
             method.begin(model, task)
-        steps = method.optimizer(model, lr) or make_optimizer(optimizer, method.groups(model, lr), lr)
-        drawn = getattr(steps, "sampled", nullcontext)  # an optimiser that wants its gradients at drawn weights
-        initial = [group["lr"] for group in steps.param_groups]
+        stepper = method.optimizer(model, lr) or make_optimizer(optimizer, method.groups(model, lr), lr)
+        drawn = getattr(stepper, "sampled", nullcontext)  # an optimiser that wants its gradients at drawn weights
+        initial = [group["lr"] for group in stepper.param_groups]
         done, passed = position[1] if t == position[0] else 0, 0
         if done and restored is not None:
-            steps.load_state_dict(restored["optimizer"])
-        for epoch in range(done, epochs):
+            stepper.load_state_dict(restored["optimizer"])
+        for epoch in range(done, passes):
             model.train()
             keeper.training(first=t == 0)
             total, count, tally = torch.zeros((), device=place, dtype=torch.float64), 0, None
-            expected = task.data.steps(batch_size) or passed or math.ceil(task.n / batch_size)
+            expected = known or passed or math.ceil(task.n / batch_size)
+            whole = epochs if steps is None else steps / expected  # passes of which the last may be a part
             with seeded(seed, "noise", t, epoch):
                 for step, batch in enumerate(task.batches(batch_size, generator(seed, "order", t, epoch))):
+                    if steps is not None and epoch * expected + step == steps:
+                        break
                     if schedule != "constant":
-                        share = factor(schedule, min(1.0, (epoch + step / expected) / epochs))
-                        for group, rate in zip(steps.param_groups, initial, strict=True):
+                        share = factor(schedule, min(1.0, (epoch + step / expected) / whole))
+                        for group, rate in zip(stepper.param_groups, initial, strict=True):
                             group["lr"] = rate * share
                     batch = method.augment(batch, model)
-                    steps.zero_grad()
+                    stepper.zero_grad()
                     with drawn():
                         with autocast(precision, place):
                             outputs = apply(model, batch)
@@ -161,9 +172,9 @@ def learn(
                             loss = task.likelihood.mean_nll(outputs, batch.targets, batch.weight)
                             extra = method.penalty(model, batch, outputs)
                         (loss if extra is None else loss + extra).backward()
-                    method.before_step(model, steps)
-                    steps.step()
-                    method.after_step(model, steps)
+                    method.before_step(model, stepper)
+                    stepper.step()
+                    method.after_step(model, stepper)
                     total += loss.detach()
                     with torch.no_grad():
                         counted = task.likelihood.tally(outputs, batch.targets)
@@ -175,14 +186,14 @@ def learn(
                     f"The loss on task '{task.id}' is no longer finite in epoch {epoch + 1} ({method!r}, lr={lr:g}). "
                     "Lower lr or the strength, or use pull='proximal'."
                 )
-            scored = score_every > 0 and ((epoch + 1) % score_every == 0 or epoch + 1 == epochs)
+            scored = score_every > 0 and ((epoch + 1) % score_every == 0 or epoch + 1 == passes)
             found = _score(result, model, method, watched, stream, keeper, t, row=False) if scored else {key: {} for key in _SCORES}
             said = method.report(model)
             entry = {"task": task.id, "epoch": epoch + 1, "loss": mean, "score": task.likelihood.score(tally), **found, **said}  # type: ignore[arg-type]
             result.history.append(entry)
-            recorder.event("epoch", method=str(method), epochs=epochs, **entry)
-            if epoch + 1 < epochs:
-                recorder.save(lambda t=t, e=epoch + 1, o=steps: _state(result, model, method, t, e, o, done=False))  # type: ignore[misc]
+            recorder.event("epoch", method=str(method), epochs=passes, **entry)
+            if epoch + 1 < passes:
+                recorder.save(lambda t=t, e=epoch + 1, o=stepper: _state(result, model, method, t, e, o, done=False))  # type: ignore[misc]
         keeper.finished(task.id)
         last = t + 1 == len(stream)
         if consolidate_last or not last:
