@@ -131,7 +131,10 @@ class LoaderData(Data):
         return None
 
     def steps(self, batch_size: int) -> int | None:
-        return len(self.loader) if isinstance(self.loader, Sized) else None
+        try:
+            return len(self.loader) if isinstance(self.loader, Sized) else None
+        except TypeError:  # a torch loader of an iterable dataset has a length only where the dataset has one
+            return None
 
     def batches(self, batch_size: int, generator: torch.Generator | None = None) -> Iterator[Pair]:
         own: torch.Generator | None = getattr(self.loader, "generator", None)
