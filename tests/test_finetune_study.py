@@ -95,6 +95,26 @@ def test_images_of_a_run_are_nested_and_test_images_always_the_same(study):
     assert torch.allclose(cached.drawn(4, 0).data.inputs, known.data.inputs, atol=1e-4)
 
 
+def test_models_may_be_asked_about_larger_images(study, tmp_path):
+    larger = [
+        *TINY,
+        "test_size=48",
+        "per_class=[4]",
+        "recipes=[fine-tune,linear-probe]",
+        "controls=[shuffled-blocks]",
+        "rates=[0.0003]",
+        "sections=[curves]",
+        "seeds=1",
+    ]
+    spec = study.spec("quick", larger)
+    pool = common.pool(spec, 0)
+    assert pool.data.shape[-1] == 32 and pool.test.shape[-1] == pool.validation.shape[-1] == 48
+    same = common.pool(study.spec("quick", TINY), 0)
+    assert torch.equal(pool.test.targets, same.test.targets) and torch.equal(pool.validation.targets, same.validation.targets)
+    found = {entry["arm"]: entry["accuracy"]["test"] for entry in execute(study, spec, tmp_path).results()[0]["curves"]}
+    assert found["fine-tune"] > 0.6 and found["linear-probe"] > 0.6  # trained at 32 pixels, asked at 48
+
+
 def test_controls_do_what_they_say(study):
     spec = study.spec("quick", TINY)
     task = common.drawn(common.pool(spec, 0), 4, 0)

@@ -14,7 +14,21 @@ from torch import nn
 import retain
 from retain import models, recipes, tasks
 from retain.errors import InputError
-from retain.recipes import LPFT, RECIPES, BiasesOnly, FineTune, GradualUnfreezing, HeldL2SP, LayerwiseDecay, LinearProbe, NormsOnly, Scratch, WiSEFT, blocks
+from retain.recipes import (
+    LPFT,
+    RECIPES,
+    BiasesOnly,
+    FineTune,
+    GradualUnfreezing,
+    HeldL2SP,
+    LayerwiseDecay,
+    LinearProbe,
+    NormsOnly,
+    Scratch,
+    Soup,
+    WiSEFT,
+    blocks,
+)
 from retain.recipes.layerwise import Decayed
 from retain.recipes.solve import PENALTIES, solve_head
 from retain.recipes.tune import frozen_statistics, shared_out
@@ -196,6 +210,28 @@ def test_the_way_back_chooses_on_held_out_data(pair):
         assert torch.allclose(mine, (first + last) / 2, atol=1e-6)
     without = retain.Task(pair[1].data, test=pair[1].test, id="no validation")
     assert retain.finetune(copy.deepcopy(pair[0]), without, "wise-ft", epochs=2).found["alpha"] == 1.0
+    assert retain.finetune(copy.deepcopy(pair[0]), without, WiSEFT((0.25,)), epochs=2).found["alpha"] == 0.25
+
+
+def test_a_soup_is_the_mean_of_runs_from_one_probe(pair):
+    class Seen(Soup):
+        def finish(self, place, states):
+            self.states = states
+            return super().finish(place, states)
+
+    recipe = Seen(members=3)
+    result = tuned(pair, recipe, epochs=6, lr=0.002)
+    probe, members = recipe.states[1], recipe.states[2:]
+    assert len(members) == 3 and [sum(e["phase"] == f"member {i}" for e in result.history) for i in (1, 2, 3)] == [2, 2, 2]
+    for name, value in result.model.state_dict().items():
+        mean = sum(member[name] for member in members) / 3
+        assert torch.allclose(value, mean, atol=1e-6)
+    apart = [float((a["layers.fc1.weight"] - b["layers.fc1.weight"]).norm()) for a, b in pairwise(members)]
+    gone = [float((a["layers.fc1.weight"] - probe["layers.fc1.weight"]).norm()) for a in members]
+    assert min(apart) > 0 and max(gone) < 1.5 * min(gone)  # none goes on from another's end
+    assert all(torch.equal(a, b) for a, b in zip(tuned(pair, Soup(1)).model.parameters(), tuned(pair, LPFT()).model.parameters(), strict=True))
+    half = tuned(pair, Soup(3, alphas=(0.5,)), epochs=6, lr=0.002).model.state_dict()
+    assert torch.allclose(half["layers.fc1.weight"], (probe["layers.fc1.weight"] + result.model.state_dict()["layers.fc1.weight"]) / 2, atol=1e-6)
 
 
 def test_between_leaves_counters_whole():

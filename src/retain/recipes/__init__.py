@@ -11,6 +11,7 @@ from retain.recipes.partial import BiasesOnly, NormsOnly
 from retain.recipes.plain import FineTune, Scratch
 from retain.recipes.probe import LPFT, LinearProbe
 from retain.recipes.solve import solve_head
+from retain.recipes.soup import Soup
 from retain.recipes.starts import STARTS, mean_variance, permuted, reinitialised
 from retain.recipes.stochnorm import StochasticNormalisation
 from retain.recipes.tune import FineTuned, finetune
@@ -31,6 +32,7 @@ RECIPES: dict[str, type[Recipe]] = {
         LayerwiseDecay,
         GradualUnfreezing,
         WiSEFT,
+        Soup,
         LoRA,
         NormsOnly,
         BiasesOnly,
@@ -57,6 +59,7 @@ __all__ = [
     "Place",
     "Recipe",
     "Scratch",
+    "Soup",
     "StochasticNormalisation",
     "WiSEFT",
     "blocks",

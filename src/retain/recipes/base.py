@@ -28,6 +28,7 @@ class Phase:
         anchored: Tell it.
         solved: The head alone is fitted, to the end: its inputs are computed once (:func:`~retain.recipes.solve_head`).
         penalty: Of the head that is solved for; ``None`` chooses.
+        since: Begin where the model was after so many phases, not where the last one ended.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Phase:
     anchor: Task | None = None
     solved: bool = False
     penalty: float | None = None
+    since: int | None = None
 
 
 @dataclass

@@ -183,6 +183,8 @@ def finetune(
                 trained |= {key: parameter.numel()} if parameter.requires_grad else {}
             if not any(parameter.requires_grad for parameter in model.parameters()):
                 raise InputError("recipe", f"something to train in the phase '{phase.name}'", f"nothing in {type(model).__name__}")
+            if phase.since is not None:
+                model.load_state_dict(states[phase.since])
             try:
                 _run(place, phase, batchnorm, options, None if number else cached)
             finally:

@@ -79,8 +79,10 @@ class WiSEFT(LPFT):
         """
         start, end = states[1], states[-1]
         found = curve(place.model, start, end, place.task, self.alphas)
-        if place.task.validation is None:
-            return {"curve": found, "alpha": 1.0}
+        if place.task.validation is None or len(found) == 1:
+            alpha = 1.0 if len(found) > 1 else found[0]["alpha"]
+            place.model.load_state_dict(between(start, end, alpha))
+            return {"curve": found, "alpha": alpha}
         best = max(found, key=lambda point: (point["validation"], -point["validation_nll"]))
         place.model.load_state_dict(between(start, end, best["alpha"]))
         return {"curve": found, "alpha": best["alpha"]}

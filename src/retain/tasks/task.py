@@ -86,7 +86,10 @@ class Task:
     def _check_shapes(self) -> None:
         for name in ("test", "validation"):
             part: Data | None = getattr(self, name)
-            if part is not None and part.shape is not None and self.data.shape is not None and part.shape != self.data.shape:
+            if part is None or part.shape is None or self.data.shape is None:
+                continue
+            images = len(part.shape) == len(self.data.shape) == 3  # [C, H, W]: what was trained on small ones may be asked about larger ones
+            if part.shape[:1] != self.data.shape[:1] if images else part.shape != self.data.shape:
                 raise InputError(f"{name} of task '{self.id}'", f"inputs of shape {list(self.data.shape)}", list(part.shape))
 
     def batches(self, batch_size: int, generator: torch.Generator | None = None, part: str = "data") -> Iterator[Batch]:

@@ -13,12 +13,15 @@ from torch import nn
 from retain.errors import InputError
 from retain.models import copy, features, pretrained, replace_head
 from retain.models.pretrained import Preprocessing
-from retain.recipes import RECIPES, STARTS, WiSEFT
+from retain.recipes import RECIPES, STARTS, Soup, WiSEFT
 from retain.recipes.base import Recipe
 from retain.seeds import derive, generator
 from retain.studies.finetune.spec import FinetuneSpec
 from retain.tasks import ImageData, Task, as_images, digits, fashion_mnist, few, flowers102, folder, mnist, shuffle_blocks, shuffle_labels
 
+POINTS = (0.0, 0.25, 0.5, 0.75, 1.0)
+MEMBERS = 3
+"""Of a soup; each takes as many epochs as any other arm."""
 CHANGES = {"shuffled-labels": "shuffled labels", "shuffled-blocks": "shuffled blocks"}
 """Controls that change the task; each is learned from a trained and from a random start."""
 
@@ -53,8 +56,10 @@ def arms(spec: FinetuneSpec) -> list[Arm]:
 
 
 def recipe_of(arm: Arm) -> Recipe:
-    """The recipe with the study's settings: WiSE-FT looks at five points, since each is scored on all held-out images."""
-    return WiSEFT((0.0, 0.25, 0.5, 0.75, 1.0)) if arm.recipe == "wise-ft" else RECIPES[arm.recipe]()
+    """The recipe with the study's settings: a line back is looked at in five points, since each is scored on all held-out and test images."""
+    if arm.recipe == "soup":
+        return Soup(MEMBERS, POINTS)
+    return WiSEFT(POINTS) if arm.recipe == "wise-ft" else RECIPES[arm.recipe]()
 
 
 @lru_cache(maxsize=2)
@@ -87,7 +92,7 @@ def network(spec: FinetuneSpec, classes: int, start: str | None = None, seed: in
     return STARTS[start](model, seed)
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=2)
 def whole(images: str, embedded: bool, data: str | None, model: str, size: int, crop: float | None, classes: int | None) -> Task:
     """All pictures, prepared as the weights want them."""
     wanted = _network(model, 1000, False)[1] if model.startswith("torchvision/") else _network(model, 2, False)[1]
@@ -113,17 +118,26 @@ def pictures(spec: FinetuneSpec) -> Task:
     return whole(spec.images, spec.embedded, spec.data, spec.model, spec.size, spec.crop, spec.classes)
 
 
+def asked(spec: FinetuneSpec) -> Task:
+    """The same pictures as models are asked about them: larger than in training, if the settings say so."""
+    if spec.test_size is None:
+        return pictures(spec)
+    crop = spec.test_crop if spec.test_crop is not None else spec.crop
+    return whole(spec.images, spec.embedded, spec.data, spec.model, spec.test_size, crop, spec.classes)
+
+
 def pool(spec: FinetuneSpec, seed: int) -> Task:
     """The pictures of a run: test and held-out ones, and as many training pictures as any arm takes."""
     task: Any = pictures(spec)
+    large: Any = asked(spec)
     if task.validation is None:
         order = torch.randperm(task.data.size, generator=generator(seed, "validation"))
         held = min(spec.validation, task.data.size // 5)
-        task = replace(task, data=task.data.take(order[held:]), validation=task.data.take(order[:held]), n=0)
+        task = replace(task, data=task.data.take(order[held:]), validation=large.data.take(order[:held]), n=0)
     else:
-        task = replace(task, validation=_some(task.validation, spec.validation, seed))
+        task = replace(task, validation=_some(large.validation, spec.validation, seed))
     if task.test is not None:  # always the same test images
-        task = replace(task, test=_some(task.test, spec.tested, 0))
+        task = replace(task, test=_some(large.test, spec.tested, 0))
     numbers = [n for n in spec.per_class if n != "all"]
     return task if "all" in spec.per_class else few(task, max([*numbers, *extra(spec)]), seed)
 

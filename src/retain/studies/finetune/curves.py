@@ -10,7 +10,7 @@ from retain.models import copy
 from retain.recipes import FineTuned, finetune
 from retain.studies.base import Keeper
 from retain.studies.finetune import inside
-from retain.studies.finetune.common import Arm, Cache, arms, changed, drawn, network, pool, recipe_of, seed_of
+from retain.studies.finetune.common import MEMBERS, Arm, Cache, arms, changed, drawn, network, pool, recipe_of, seed_of
 from retain.studies.finetune.spec import FinetuneSpec
 from retain.studies.steps import once
 from retain.tasks import Task, augment
@@ -106,7 +106,7 @@ def learned(
         task = augment(task, spec.augment, mirror=spec.images not in ("mnist", "digits"))
     model = network(spec, len(ground.task.classes or ()), arm.start, seed)
     steps = -(-task.n // spec.batch_size)
-    epochs = max(spec.epochs, -(-spec.least_steps // steps))
+    epochs = max(spec.epochs, -(-spec.least_steps // steps)) * (MEMBERS if arm.recipe == "soup" else 1)
     cached = None
     if arm.start is None and arm.change is None:
         cached = ground.cache.drawn(n, ground.seed)

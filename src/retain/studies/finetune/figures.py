@@ -14,19 +14,19 @@ from retain.studies.finetune.spec import FinetuneSpec
 
 Results = Sequence[dict[str, Any]]
 Entry = dict[str, Any]
-HALFWAY = "wise-ft, alpha 0.5"
-"""The point that the paper recommends where nothing can be chosen; it is on the curve of every run."""
+LINES = {f"{arm}, alpha {alpha:g}": (arm, alpha) for arm, alphas in {"wise-ft": (0.5,), "soup": (1.0, 0.5)}.items() for alpha in alphas}
+"""Fixed points of the lines back to the probe, which are on the curve of every run; the middle is what WiSE-FT's paper recommends if nothing can be chosen."""
 
 
 def of(results: Results, arm: str, n: int | str) -> list[Entry]:
     """An arm's entries at a size, one a run."""
-    if arm == HALFWAY:
-        return [{**entry, "accuracy": _halfway(entry)} for entry in of(results, "wise-ft", n)]
+    if arm in LINES:
+        return [{**entry, "accuracy": _on_the_line(entry, LINES[arm][1])} for entry in of(results, LINES[arm][0], n)]
     return [entry for result in results for entry in result["curves"] if entry["arm"] == arm and entry["n"] == n]
 
 
-def _halfway(entry: Entry) -> dict[str, float]:
-    return next(point for point in entry["found"]["curve"] if point["alpha"] == 0.5)
+def _on_the_line(entry: Entry, alpha: float) -> dict[str, float]:
+    return next(point for point in entry["found"]["curve"] if point["alpha"] == alpha)
 
 
 def test(entry: Entry) -> float:
@@ -51,10 +51,7 @@ def names(spec: FinetuneSpec, *, controls: bool = True) -> list[str]:
 
 def rows(spec: FinetuneSpec, *, controls: bool = True) -> list[str]:
     """Names of the rows of tables of accuracies: the arms, and what was found on the way."""
-    found = names(spec, controls=controls)
-    if "wise-ft" in found:
-        found.insert(found.index("wise-ft") + 1, HALFWAY)
-    return found
+    return [row for arm in names(spec, controls=controls) for row in (arm, *(point for point, (of_arm, _) in LINES.items() if of_arm == arm))]
 
 
 def best(spec: FinetuneSpec, results: Results, n: int | str) -> str:
@@ -76,7 +73,7 @@ def numbers(spec: FinetuneSpec, results: Results) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for arm in rows(spec):
         found[arm] = {f"test at {n}": estimate(map(test, of(results, arm, n)))._asdict() for n in sizes(spec)}
-        if arm != HALFWAY:
+        if arm not in LINES:
             found[arm] |= {f"gap at {n}": estimate(float(e["gap"]) for e in of(results, arm, n))._asdict() for n in sizes(spec)}
     return found
 

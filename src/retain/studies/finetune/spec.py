@@ -21,7 +21,7 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 CONTROLS: tuple[Control, ...] = ("mean-variance", "permuted", "shuffled-labels", "shuffled-blocks")
 EVERY: tuple[str, ...] = (
     *("scratch", "fine-tune", "linear-probe", "lp-ft", "wise-ft", "l2-sp", "l2-sp-fisher", "layer-wise", "gradual", "norms-only", "biases-only"),
-    *("delta", "bss", "stochnorm", "lora"),
+    *("soup", "delta", "bss", "stochnorm", "lora"),
 )
 
 
@@ -35,6 +35,8 @@ class FinetuneSpec(Spec):
     offset: int = Field(0, ge=0, description="added to every seed: 100 is the seed on which settings were chosen")
     size: PositiveInt = Field(64, description="pixels a side")
     crop: float | None = Field(None, gt=0, le=1, description="share of a photograph's shorter side that is kept; null is what the weights were trained with")
+    test_size: PositiveInt | None = Field(None, description="pixels a side of test and held-out images; null is those of size")
+    test_crop: float | None = Field(None, gt=0, le=1, description="share of their shorter side, where test_size is given; null is that of crop")
     classes: PositiveInt | None = Field(None, ge=2, description="take only the first classes; null is all")
     tested: PositiveInt | None = Field(None, description="test images at most; null is all")
     validation: PositiveInt = Field(200, description="held-out images at most, on which choices are made")

@@ -15,12 +15,12 @@ from retain.figures import Figure, Table
 from retain.recipes import RECIPES
 from retain.studies.base import Keeper, Outcome, Plan, Study
 from retain.studies.finetune import curves, figures, inside_figures, small, small_figures
-from retain.studies.finetune.common import arms, drawn, network, pictures, pool
+from retain.studies.finetune.common import MEMBERS, arms, drawn, network, pictures, pool
 from retain.studies.finetune.spec import CONTROLS, PRESETS, FinetuneSpec
 from retain.studies.steps import measured_step
 from retain.training.devices import choose_device
 
-_COST = {"linear-probe": 0.1}
+_COST = {"linear-probe": 0.1, "soup": float(MEMBERS)}
 """Of an arm, in multiples of fine-tuning."""
 
 
@@ -75,8 +75,11 @@ class FinetuneStudy(Study):
             raise InputError("surface_points", "an odd number, so that the model is on the grid", spec.surface_points, f"Take {spec.surface_points + 1}.")
         if not self._images(spec):
             return
-        if "shuffled-blocks" in spec.controls and spec.size % spec.block:
-            raise InputError("block", f"a divisor of the {spec.size} pixels of size", spec.block)
+        for name, side in (("size", spec.size), ("test_size", spec.test_size or spec.size)):
+            if "shuffled-blocks" in spec.controls and side % spec.block:
+                raise InputError("block", f"a divisor of the {side} pixels of {name}", spec.block)
+        if spec.test_crop is not None and spec.test_size is None:
+            raise InputError("test_crop", "null without test_size", spec.test_crop, f"Pass test_size={spec.size} too.")
         task = pictures(spec)
         if task.test is None:
             raise InputError("data", "test images", "none", "Give the folder a share for testing.")
@@ -135,5 +138,6 @@ class FinetuneStudy(Study):
                 said.append(module.sentence(spec, found))
                 numbers |= module.numbers(spec, found)
         if self._images(spec):
-            notes.append(f"{spec.model}, {spec.size} px. {pictures(spec).note}".strip())
+            larger = f", asked at {spec.test_size} px" if spec.test_size else ""
+            notes.append(f"{spec.model}, {spec.size} px{larger}. {pictures(spec).note}".strip())
         return Outcome(" ".join(said), tables, drawn_figures, notes, numbers)
