@@ -26,7 +26,7 @@ def begun(method, model, first, second):
 def test_nothing_to_distil_before_the_first_step(net, scenario):
     first, second = tasks.split(parity(), 2, scenario=scenario)
     model = net(classes=4)
-    method = begun(methods.LwF(weight="sum"), model, first, second)
+    method = begun(methods.LwF(weight="sum", among="old"), model, first, second)
     batch = batch_of(second)
     found = method.penalty(model, batch, apply(model, batch))
     found.backward()
@@ -37,7 +37,7 @@ def test_nothing_to_distil_before_the_first_step(net, scenario):
 def test_the_distillation_is_the_hand_computation(net, scenario):
     first, second = tasks.split(parity(), 2, scenario=scenario)
     old, model = net(classes=4), net(seed=1, classes=4)
-    method = begun(methods.LwF(strength=0.8, temperature=3.0), old, first, second)
+    method = begun(methods.LwF(strength=0.8, temperature=3.0, among="old"), old, first, second)
     batch = batch_of(second)
     outputs = apply(model, batch)
     columns = slice(0, 4 if scenario == "domain" else 2)
@@ -49,11 +49,53 @@ def test_the_distillation_is_the_hand_computation(net, scenario):
     assert float(found.detach()) == pytest.approx(0.5 * float(new.detach()) + 0.5 * 0.8 * distance, abs=1e-5)
 
 
+def test_among_competing_outputs_new_classes_have_target_zero(net):
+    first, second = tasks.split(parity(), 2, scenario="class")
+    old, model = net(classes=4), net(seed=1, classes=4)
+    method = begun(methods.LwF(0.25, 2.0, weight="sum"), old, first, second)
+    batch = batch_of(second)
+    q = (model(batch.inputs) / 2).softmax(1)
+    p = F.pad((old(batch.inputs)[:, :2] / 2).softmax(1), (0, 2))  # 0 for the new classes
+    expected = -(p * q.log()).sum(1).mean() + (p[:, :2] * p[:, :2].log()).sum(1).mean()  # cross-entropy less a constant
+    assert torch.allclose(method.penalty(model, batch, apply(model, batch)), expected, atol=1e-6)
+    method.penalty(model, batch, apply(model, batch)).backward()
+    assert (model[2].bias.grad[2:] > 0).all()  # new outputs are pushed down
+
+
+@pytest.mark.parametrize("scenario", ["task", "domain"])
+def test_among_matters_in_class_incremental_streams_alone(net, scenario):
+    first, second = tasks.split(parity(), 2, scenario=scenario)
+    model, batch = net(seed=1, classes=4), batch_of(second)
+    found = [begun(methods.LwF(among=among), net(classes=4), first, second).penalty(model, batch, apply(model, batch)) for among in ("old", "competing")]
+    assert torch.equal(*found)
+
+
+def test_with_outputs_in_any_order_the_targets_go_to_their_own(net):
+    task = parity()
+    old, model, batch = net(classes=4), net(seed=1, classes=4), batch_of(replace(task, active=(3, 0, 1)))
+    method = begun(methods.LwF(weight="sum", temperature=1.0), old, replace(task, active=(3, 1)), batch.task)
+    p, q = old(batch.inputs)[:, [1, 3]].softmax(1), model(batch.inputs)[:, [0, 1, 3]].softmax(1)[:, 1:]
+    assert torch.allclose(method.penalty(model, batch, apply(model, batch)), (p * (p / q).log()).sum(1).mean(), atol=1e-6)
+    free = begun(methods.LwF(weight="sum", temperature=1.0), old, replace(task, active=(3, 1)), task)
+    q = model(batch.inputs).softmax(1)[:, [1, 3]]  # now all four compete
+    assert torch.allclose(free.penalty(model, batch_of(task), model(batch.inputs)), (p * (p / q).log()).sum(1).mean(), atol=1e-6)
+
+
+def test_past_counts_the_tasks_before(net):
+    task, method, model = parity(), methods.LwF(0.5, weight="past"), net(seed=1, classes=4)
+    for _ in range(3):
+        method.consolidate(net(classes=4), task)
+    method.begin(net(classes=4), task)
+    batch = batch_of(task)
+    outputs = apply(model, batch)
+    assert torch.allclose(method.penalty(model, batch, outputs), 3 * 0.5 * method.distance(model, batch, outputs))
+
+
 @pytest.mark.parametrize("scenario", ["class", "task"])
 def test_old_answers_teach_old_outputs_alone(net, scenario):
     first, second = tasks.split(parity(), 2, scenario=scenario)
     model = net(seed=1, classes=4)
-    method = begun(methods.LwF(weight="sum"), net(classes=4), first, second)
+    method = begun(methods.LwF(weight="sum", among="old"), net(classes=4), first, second)
     batch = batch_of(second)
     method.penalty(model, batch, apply(model, batch)).backward()
     head = model[2].weight.grad.abs().sum(1)

@@ -191,7 +191,8 @@ def test_inputs_that_are_not_one_tensor_are_refused(net):
         (lambda: methods.DERpp(5, beta=-1), "beta: expected"),
         (lambda: methods.LwF(-1), "strength: expected"),
         (lambda: methods.LwF(temperature=0), "temperature: expected"),
-        (lambda: methods.LwF(weight="samples"), "weight: expected 'tasks' or 'sum'"),
+        (lambda: methods.LwF(weight="samples"), "weight: expected 'tasks', 'sum' or 'past'"),
+        (lambda: methods.LwF(among="new"), "among: expected 'old' or 'competing'"),
     ],
 )
 def test_settings_out_of_range_are_named(make, words):
