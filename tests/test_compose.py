@@ -138,7 +138,7 @@ def test_one_scout_serves_all_that_want_one(blobs, net):
 def test_composing_twice_takes_apart():
     method = compose(compose(methods.EWC(), methods.LwF()), methods.DERpp())
     assert [part.name for part in method.parts] == ["ewc", "lwf", "der++"] and str(method) == "ewc + lwf + der++"
-    assert repr(compose(methods.LwF())) == "compose(LwF(strength=1.0, temperature=2.0, weight='tasks'))"
+    assert repr(compose(methods.LwF())) == "compose(LwF(strength=1.0, temperature=2.0, weight='tasks', among='competing'))"
     assert method.settings() == {"methods": method.parts}
 
 

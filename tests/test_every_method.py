@@ -40,6 +40,7 @@ CASES = {
     "vcl": (lambda: methods.VCL(prior=models.GaussianPrior(std=0.3), logvar=-5, keep="BatchNorm1d"), None),
     "vcl-coreset": (lambda: methods.CoresetVCL(10, epochs=20, lr=0.02, prior=models.GaussianPrior(std=0.3), logvar=-5, keep="BatchNorm1d"), None),
     "lwf": (lambda: methods.LwF(), lambda: methods.LwF(0.0, weight="sum")),
+    "lwf-past": (lambda: methods.LwF(weight="past", among="old"), lambda: methods.LwF(0.0, weight="past")),
     "er": (lambda: methods.ER(20), lambda: methods.ER(20, strength=0.0, weight="sum")),
     "er-online": (lambda: methods.ER(20, online=True, weight="samples"), lambda: methods.ER(20, online=True, strength=0.0, weight="sum")),
     "er-balanced": (lambda: methods.ER(20, "balanced", batch=8), lambda: methods.ER(20, "balanced", strength=0.0, weight="sum")),
@@ -53,7 +54,9 @@ CASES = {
     ),
     "er+si": (lambda: methods.compose(methods.ER(20), methods.SI(2.0, pull="proximal")), lambda: methods.compose(methods.SI(0.0))),
     "newton-vcl": (lambda: methods.NewtonVCL(hess_init=0.02, beta2=0.99, beta=0.01, strength=10, answers=2), None),
+    "separate": (lambda: methods.SeparateNetworks(), None),
 }
+NEEDS_IDENTITY = {"separate"}  # these learn a stream with a head a task
 LEARNS_OTHERWISE = {"vcl", "vcl-coreset"}  # a prior holds the weights from the first task on, and training is noisy: never plain training
 REPLAYS_AT_ONCE = {"er-online", "der++"}  # samples of the first task too
 SEES_MORE = {"vcl-coreset", *(name for name in CASES if name.startswith("er") or "+" in name)}  # passes over old samples stand between the new ones
@@ -81,6 +84,7 @@ GOLDEN = {
     "vcl": (0.7750, 0.00082),
     "vcl-coreset": (0.7833, 0.00082),
     "lwf": (0.7667, 0.00371),
+    "lwf-past": (0.7833, 0.00939),
     "er": (0.7417, 0.00633),
     "er-online": (0.7917, 0.01216),
     "er-balanced": (0.7917, 0.00589),
@@ -91,6 +95,7 @@ GOLDEN = {
     "laplace+er": (0.7750, 0.01029),
     "er+si": (0.7333, 0.00385),
     "newton-vcl": (0.7083, 0.04283),
+    "separate": (0.8083, 0.01979),
 }
 
 
@@ -120,8 +125,19 @@ def case(request):
     return request.param
 
 
-def learn(method, blobs, net, **options):
-    stream = tasks.sequence(blobs(1), blobs(2))
+@pytest.fixture
+def stream(case, blobs):
+    if case in NEEDS_IDENTITY:
+        return tasks.sequence(blobs(1), tasks.shift_labels(blobs(2), 3), scenario="task")
+    return tasks.sequence(blobs(1), blobs(2))
+
+
+@pytest.fixture
+def net(case, net):
+    return (lambda seed=0: net(seed, classes=6)) if case in NEEDS_IDENTITY else net
+
+
+def learn(method, stream, net, **options):
     return retain.learn(net(), stream, method, **{"epochs": 4, "batch_size": 16, "lr": 0.02, "seed": 0, **options})
 
 
@@ -135,30 +151,30 @@ def test_every_method_has_a_case():
         assert method.name == name and method.summary and method.__doc__
 
 
-def test_learns_and_repeats_bit_for_bit(case, blobs, net):
+def test_learns_and_repeats_bit_for_bit(case, stream, net):
     make = CASES[case][0]
-    first, second = learn(make(), blobs, net), learn(make(), blobs, net)
+    first, second = learn(make(), stream, net), learn(make(), stream, net)
     assert first.accuracy.shape == (3, 2)
     assert first.accuracy[1, 0] > 0.8
     assert torch.equal(weights(first), weights(second)) and first.rows == second.rows
 
 
-def test_strength_zero_is_fine_tuning(case, blobs, net):
+def test_strength_zero_is_fine_tuning(case, stream, net):
     weak = CASES[case][1]
     if weak is None:
         return
-    assert torch.equal(weights(learn(weak(), blobs, net)), weights(learn(None, blobs, net)))
+    assert torch.equal(weights(learn(weak(), stream, net)), weights(learn(None, stream, net)))
 
 
-def test_one_task_is_plain_training(case, blobs, net):
-    one = retain.learn(net(), [blobs(1)], CASES[case][0](), epochs=2, seed=0)
-    plain = retain.learn(net(), [blobs(1)], None, epochs=2, seed=0)
+def test_one_task_is_plain_training(case, stream, net):
+    one = retain.learn(net(), stream[:1], CASES[case][0](), epochs=2, seed=0)
+    plain = retain.learn(net(), stream[:1], None, epochs=2, seed=0)
     if case == "newton-vcl" or case in REPLAYS_AT_ONCE:  # its training is that of its optimiser: tests/test_newton_vcl.py
         assert not torch.equal(weights(one), weights(plain))
         return
     if case in LEARNS_OTHERWISE:  # but the prior and the noise are all that differs
         settings = {**one.method.settings(), "logvar": -60, "weighting": methods.NoDivergence()}
-        free = retain.learn(net(), [blobs(1)], type(one.method)(**settings), epochs=2, seed=0)
+        free = retain.learn(net(), stream[:1], type(one.method)(**settings), epochs=2, seed=0)
         names = [name for name, _ in plain.model.named_parameters()]
         same = [all(torch.allclose(r.model.get_parameter(name), plain.model.get_parameter(name), atol=1e-5) for name in names) for r in (one, free)]
         assert same == [False, True] and one.history[-1]["kl"] < one.history[0]["kl"] < float(kl(one.method.prepare(net())).detach())
@@ -166,16 +182,16 @@ def test_one_task_is_plain_training(case, blobs, net):
     assert torch.equal(weights(one), weights(plain))
 
 
-def test_keeps_more_than_fine_tuning(case, blobs, net):
+def test_keeps_more_than_fine_tuning(case, stream, net):
     if case == "plain":
         return
-    kept, lost = learn(CASES[case][0](), blobs, net), learn(None, blobs, net)
+    kept, lost = learn(CASES[case][0](), stream, net), learn(None, stream, net)
     assert kept.accuracy[2, 0] > lost.accuracy[2, 0]
 
 
-def test_state_survives_a_file_and_goes_on_alike(case, blobs, net, tmp_path):
+def test_state_survives_a_file_and_goes_on_alike(case, stream, net, tmp_path):
     make = CASES[case][0]
-    old, new = blobs(1), blobs(2)
+    old, new = stream
     model = make().prepare(net())
     method = taught(make(), model, old)
     write_tree(tmp_path / "state.safetensors", method.state_dict())
@@ -197,18 +213,18 @@ def test_state_survives_a_file_and_goes_on_alike(case, blobs, net, tmp_path):
     assert torch.equal(*ends)
 
 
-def test_consolidate_leaves_the_model_as_it_was(case, blobs, net):
+def test_consolidate_leaves_the_model_as_it_was(case, stream):
     method = CASES[case][0]()
     model = method.prepare(nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3)))
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    method.begin(model, blobs(1))
+    method.begin(model, stream[0])
     method.optimizer(model, lr=0.1)
-    method.consolidate(model, blobs(1))
+    method.consolidate(model, stream[0])
     assert model.training and all(torch.equal(before[k], v) for k, v in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_order_of_the_data_does_not_depend_on_the_method(case, blobs, net):
+def test_order_of_the_data_does_not_depend_on_the_method(case, stream, net):
     seen = {}
     for name, make in (("plain", methods.Plain), (case, CASES[case][0])):
         order = []
@@ -223,24 +239,24 @@ def test_order_of_the_data_does_not_depend_on_the_method(case, blobs, net):
                     order.append(float(x.sum()))
                 return self.inner(x)
 
-        retain.learn(Spy(net()), tasks.sequence(blobs(1), blobs(2)), make(), epochs=2, batch_size=16, seed=3)
+        retain.learn(Spy(net()), stream, make(), epochs=2, batch_size=16, seed=3)
         seen[name] = order
     rest = iter(seen[case])
     assert all(batch in rest for batch in seen["plain"])  # the same in the same order, whatever stands between
     assert seen[case] == seen["plain"] or case in SEES_MORE
 
 
-def test_works_before_anything_was_learned(case, blobs, net):
+def test_works_before_anything_was_learned(case, stream, net):
     method = CASES[case][0]()
     model = method.prepare(net())
     optimizer = method.optimizer(model, lr=0.1) or torch.optim.Adam(model.parameters())
-    guard = retain.attach(method, model, optimizer, blobs(1))
+    guard = retain.attach(method, model, optimizer, stream[0])
     with drawn(optimizer):
         F.cross_entropy(model(torch.randn(4, 4)), torch.zeros(4).long()).backward()
     before = [p.grad.clone() for p in model.parameters()]
     if case in LEARNS_OTHERWISE:  # the first prior is there already
         divergence = torch.autograd.grad(kl(model), list(model.parameters()))
-        before = [a + b / blobs(1).n for a, b in zip(before, divergence, strict=True)]
+        before = [a + b / stream[0].n for a, b in zip(before, divergence, strict=True)]
     optimizer.step()
     near = torch.allclose if case in LEARNS_OTHERWISE else torch.equal
     assert all(near(a, p.grad) for a, p in zip(before, model.parameters(), strict=True))
@@ -253,9 +269,8 @@ def test_repr_names_the_settings(case):
     assert all(f"{key}=" in repr(method) for part in getattr(method, "parts", [method]) for key in part.settings())
 
 
-def test_golden(case, blobs, net):
+def test_golden(case, stream, net):
     model = net()
-    stream = tasks.sequence(blobs(1), blobs(2))
     method = CASES[case][0]()
     first = retain.learn(model, stream[:1], method, watch=stream, epochs=4, batch_size=16, lr=0.02, optimizer="momentum")
     start = weights(first)
@@ -265,8 +280,7 @@ def test_golden(case, blobs, net):
 
 
 @pytest.mark.parametrize("after", [2, 4, 5])
-def test_broken_off_and_gone_on_is_the_same(case, blobs, net, tmp_path, after):
-    stream = tasks.sequence(blobs(1), blobs(2))
+def test_broken_off_and_gone_on_is_the_same(case, stream, net, tmp_path, after):
     whole = retain.learn(net(), stream, CASES[case][0](), epochs=3, batch_size=16, lr=0.02)
     memory = Memory(after)
     with pytest.raises(KeyboardInterrupt):

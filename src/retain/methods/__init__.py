@@ -14,13 +14,18 @@ from retain.methods.newton_vcl import NewtonVCL
 from retain.methods.online_ewc import OnlineEWC
 from retain.methods.quadratic import Quadratic
 from retain.methods.rwalk import RWalk
+from retain.methods.separate import SeparateNetworks
 from retain.methods.si import SI
 from retain.methods.ssr import SSR
 from retain.methods.vcl import VCL
 from retain.methods.weighting import Blundell, NoDivergence, OverBatches, PerSample, WarmUp, Weighting
 
 METHODS: dict[str, type[Method]] = {
-    method.name: method for method in (Plain, EWC, OnlineEWC, StructuredLaplace, SSR, SI, MAS, RWalk, L2SP, LwF, ER, DERpp, VCL, CoresetVCL, NewtonVCL)
+    method.name: method
+    for method in (
+        *(Plain, EWC, OnlineEWC, StructuredLaplace, SSR, SI, MAS, RWalk, L2SP, LwF, ER, DERpp, VCL, CoresetVCL, NewtonVCL),
+        SeparateNetworks,
+    )
 }
 
 __all__ = [
@@ -44,6 +49,7 @@ __all__ = [
     "RWalk",
     "SI",
     "SSR",
+    "SeparateNetworks",
     "StructuredLaplace",
     "VCL",
     "WarmUp",

@@ -14,6 +14,7 @@ from retain.methods.lwf import LwF
 from retain.methods.newton_vcl import NewtonVCL
 from retain.methods.path import PathMethod
 from retain.methods.quadratic import Quadratic
+from retain.methods.separate import SeparateNetworks
 from retain.methods.vcl import VCL
 from retain.tasks.batch import Batch, apply
 from retain.tasks.task import Task
@@ -138,8 +139,9 @@ def compose(*methods: Method) -> Method:
         A method.
 
     Raises:
-        InputError: If they do not go together: a distribution over the weights or an optimiser of its own beside anything, two that prepare the model, answer
-            in their own way or choose what is trained, two that read the gradients, two proximal pulls, or two that weigh the new data's loss.
+        InputError: If they do not go together: a distribution over the weights, a network for every task or an optimiser of its own beside anything, two that
+            prepare the model, answer in their own way or choose what is trained, two that read the gradients, two proximal pulls, or two that weigh the new
+            data's loss.
 
     Example:
         >>> from retain import learn, methods, models, tasks
@@ -170,6 +172,8 @@ def _check(parts: list[Method]) -> None:
         if isinstance(part, VCL | NewtonVCL):
             why = "Its posterior over the weights stands for all the old data say, and its loss is an expectation; another method would count them twice."
             raise InputError("methods", f"{part} alone", _names(busy), why)
+        if isinstance(part, SeparateNetworks):
+            raise InputError("methods", f"{part} alone", _names(busy), "It sets the weights back before every task, so nothing else can hold them.")
         if _has(part, "optimizer"):
             why = "Its optimiser would take the others' terms for the data's gradients."
             raise InputError("methods", f"{part}, which brings an optimiser of its own, alone", _names(busy), why)
@@ -179,7 +183,7 @@ def _check(parts: list[Method]) -> None:
         "that chooses what is trained": [part for part in busy if _has(part, "groups")],
         "that reads the gradients along the way": [part for part in busy if isinstance(part, PathMethod)],
         "with a proximal pull": [part for part in busy if isinstance(part, Quadratic) and part.pull == "proximal"],
-        "that weighs the loss on new data": [part for part in busy if isinstance(part, ER | LwF) and part.weight != "sum"],
+        "that weighs the loss on new data": [part for part in busy if isinstance(part, ER | LwF) and part.weight in ("tasks", "samples")],
     }
     hints = {
         "that reads the gradients along the way": "The second would read the first one's pull.",
