@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Callable
@@ -46,6 +47,12 @@ def run(
     fresh: Annotated[bool, typer.Option("--fresh", help="Remove the run's results and start anew.")] = False,
     force: Annotated[bool, typer.Option("--force", help="With --resume: go on under another torch version, without equal bits.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print settings, size and expected time; run one batch, write nothing.")] = False,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes of this machine, each with one thread unless --set threads=N says otherwise.")] = 1,
+    cluster: Annotated[str | None, typer.Option(help="Do the pieces on a cluster: ray or slurm.")] = None,
+    address: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="With --cluster ray: where it is, or auto; a Ray of this machine by default.")
+    ] = None,
+    slurm: Annotated[list[str] | None, typer.Option("--slurm", metavar="KEY=VALUE", help="With --cluster slurm: partition, timeout and others.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a study and write its report."""
@@ -60,6 +67,9 @@ def run(
         settings.append(f"data={json.dumps(str(data.resolve()))}")
     if from_ is not None:
         settings.append(f"start={json.dumps(_start(from_, out))}")
+    if jobs > 1 and (at is None or preset is not None) and not any(text.partition("=")[0] == "threads" for text in settings):
+        settings.append("threads=1")  # processes that share the processors' cores are in each other's way with more
+    where = {"jobs": jobs, "cluster": cluster, "address": address, "slurm": _pairs(slurm or [])}
     if study == "all":
         _known_somewhere(settings, found)
     specs: list[tuple[Study, Spec]] = []  # all of them before anything is run
@@ -74,7 +84,7 @@ def run(
         if dry_run:
             answers.append(_plan(one, spec, quiet=as_json))
         else:
-            answers.append(_execute(one, spec, out, at=at, resume=resume, fresh=fresh, force=force, quiet=as_json))
+            answers.append(_execute(one, spec, out, at=at, resume=resume, fresh=fresh, force=force, quiet=as_json, **where))
     if not dry_run:
         from retain.report import write_index
 
@@ -171,6 +181,14 @@ def _known_somewhere(settings: list[str], studies: list[Study]) -> None:
             raise InputError("--set", "a setting of some study", repr(key), nearest(key, fields))
 
 
+def _pairs(settings: list[str]) -> dict[str, str]:
+    """``key=value`` texts of ``--slurm``."""
+    for text in settings:
+        if "=" not in text:
+            raise InputError("--slurm", "key=value", repr(text))
+    return dict(text.split("=", 1) for text in settings)
+
+
 def _start(reference: str, out: Path) -> str:
     from retain.runs import find_run
 
@@ -213,16 +231,23 @@ def _execute(study: Study, spec: Spec, out: Path, *, quiet: bool, **options: Any
     from retain.report import write_report
     from retain.report.live import Display
     from retain.runs import Run, execute
+    from retain.runs.grid import PieceError
 
     path = options["at"] or out / study.name / spec.fingerprint(study)
     done = 0 if options["fresh"] else sum(seed < spec.seeds for seed in Run(path).seeds())
     typer.echo(f"Run:     {path}", err=True)
     try:
-        with Display(study.title, study.stages(spec), spec.seeds, done) as display:
+        together = options["jobs"] > 1 or options["cluster"] is not None
+        with Display(study.title, study.stages(spec), spec.seeds, done, together=together) as display:
             finished: Run = execute(study, spec, out, listener=display, **options)
     except KeyboardInterrupt:
-        typer.echo(f"\nInterrupted. Everything up to the last checkpoint is kept; go on with:\n  retain run {study.name} --resume {path}", err=True)
+        again = f"retain run {study.name} --resume {path}{_where(options)}"
+        typer.echo(f"\nInterrupted. Everything up to the last checkpoint is kept; go on with:\n  {again}", err=True)
         raise typer.Exit(130) from None
+    except PieceError:
+        with contextlib.suppress(RetainError):  # nothing is finished
+            typer.echo(f"Report of what is finished: {write_report(Run(path))}", err=True)
+        raise
     summary = finished.read("summary.json")
     page = write_report(finished)
     if not quiet:
@@ -232,6 +257,15 @@ def _execute(study: Study, spec: Spec, out: Path, *, quiet: bool, **options: Any
         typer.echo(f"\n{summary['headline']}")
         typer.echo(f"Report:  {page}")
     return {"schema": 1, "study": study.name, "run": str(path), "report": str(page), **{key: summary[key] for key in ("headline", "numbers", "notes")}}
+
+
+def _where(options: dict[str, Any]) -> str:
+    """The words that say where pieces are done."""
+    words = ["", "--jobs", str(options["jobs"])] if options["jobs"] > 1 else [""]
+    for key in ("cluster", "address"):
+        words += [f"--{key}", options[key]] if options[key] else []
+    words += [word for key, value in options["slurm"].items() for word in ("--slurm", f"{key}={value}")]
+    return " ".join(words)
 
 
 def _studies() -> list[tuple[str, str]]:

@@ -13,7 +13,9 @@ from retain import __version__
 from retain.errors import InputError
 from retain.figures import svg
 from retain.report.cite import bibliography
+from retain.runs.execute import summarise
 from retain.runs.folder import Run, list_runs
+from retain.runs.grid import Grid
 from retain.studies import SUMMARIES, find, names
 from retain.training.checkpoints import write_file
 
@@ -28,21 +30,21 @@ def write_report(run: Run) -> Path:
     """Write a run's page, ``report.html``, and its figures as SVG files under ``figures/``.
 
     Args:
-        run: A run with at least one finished seed.
+        run: A run with at least one finished seed, or cell of one; the page of an unfinished run says how much of it is there.
 
     Returns:
         The page.
 
     Raises:
-        InputError: If no seed has finished.
+        InputError: If nothing of it has finished.
     """
     stored = run.spec()
     study = find(stored["study"])
-    results = run.results()
-    if not results:
-        raise InputError("run", "at least one finished seed", f"none in {run.path}", "Go on with it: retain run ... --resume.")
     spec = study.spec_type.parse(stored["settings"])
-    outcome = study.summarise(spec, results)
+    gathered = Grid(study, spec, run).gather()
+    if not gathered.results:
+        raise InputError("run", "at least one finished seed, or cell of one", f"none in {run.path}", "Go on with it: retain run ... --resume.")
+    outcome = summarise(study, spec, run, gathered)
     drawn = [(figure, svg(figure)) for figure in outcome.figures]
     for figure, text in drawn:
         write_file(run.path / "figures" / f"{figure.id}.svg", text.encode())

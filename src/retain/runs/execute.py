@@ -1,16 +1,21 @@
-"""Executing a study, seed by seed, and going on after an interruption."""
+"""Executing a study, piece by piece, here or elsewhere, and going on after an interruption."""
 
 from __future__ import annotations
 
 import os
-import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from retain.errors import InputError, RetainError
+from retain.errors import InputError, RetainError, check_count, nearest
 from retain.runs.curves import write_epochs
 from retain.runs.folder import Listener, Run, environment
-from retain.studies.base import Spec, Study
+from retain.runs.grid import Gathered, Grid, raise_failures
+from retain.runs.local import Local
+from retain.runs.pieces import Place
+from retain.studies.base import Outcome, Spec, Study
+
+CLUSTERS = ("ray", "slurm")
 
 
 def execute(
@@ -24,8 +29,12 @@ def execute(
     force: bool = False,
     listener: Listener | None = None,
     every: float | None = None,
+    jobs: int = 1,
+    cluster: str | None = None,
+    address: str | None = None,
+    slurm: Mapping[str, str] | None = None,
 ) -> Run:
-    """Run the seeds of a spec that have no result yet.
+    """Run the pieces of a spec, seeds or cells times seeds, that have no result yet.
 
     Args:
         study: The study.
@@ -33,58 +42,85 @@ def execute(
         out: The folder of runs; the run is ``OUT/STUDY/HASH``.
         at: Go on with the run in this folder, which has to be of the same spec.
         resume: Go on with an interrupted run. Without it an interrupted run is refused, so that nothing is overwritten.
-        fresh: Remove the seeds that are there and start anew.
+        fresh: Remove the seeds that are there, and those of its cells, and start anew.
         force: Go on under another version of torch, without the promise of equal bits.
         listener: Told of every event.
         every: Least seconds between two checkpoints of an arm; by default RETAIN_CHECKPOINT_SECONDS, or 2.
+        jobs: Processes of this machine that do pieces at the same time; 1 is this process alone.
+        cluster: ``ray`` or ``slurm``: do the pieces there.
+        address: Of the Ray cluster, ``HOST:PORT`` or ``auto``; without one, a Ray of this machine.
+        slurm: Settings of the jobs, such as ``partition``; see :data:`retain.runs.on_slurm.SETTINGS`.
 
     Returns:
         The run, finished.
 
     Raises:
         InputError: If the folder holds an interrupted run and neither ``resume`` nor ``fresh`` is given, or a run of another spec.
-        RetainError: If it was made with another version of torch, or another process runs it.
+        RetainError: If it was made with another version of torch, another process runs it, or a piece failed; the others are finished then.
     """
-    import torch
-
     path = at or out / study.name / spec.fingerprint(study)
     run = Run(path, listener, float(os.environ.get("RETAIN_CHECKPOINT_SECONDS", 2)) if every is None else every)
+    place = _place(run, spec, jobs, cluster, address, slurm)
     if at is not None and not run.exists:
         raise InputError("--resume", "a run's folder", at, "See 'retain list runs'.")
     study.check(spec)  # what is wrong with the settings or the data is said before anything is written
+    grid = Grid(study, spec, run)
     with run.locked():
         if run.exists:
             _check(run, study, spec, resume=resume, fresh=fresh, force=force)
-            if fresh:
-                for found in path.iterdir():
-                    if found.is_dir():
-                        shutil.rmtree(found)
+        if fresh:
+            grid.clear()
         seeds = max([spec.seeds, *(k + 1 for k in run.seeds())])  # results that are there are not hidden
         settings = {**spec.model_dump(mode="json"), "seeds": seeds}
         run.write("spec.json", {"study": study.name, "version": study.version, "settings": settings})
-        before = torch.get_num_threads()
-        torch.set_num_threads(spec.threads)
-        try:
-            for k in range(spec.seeds):
-                if (path / f"seed-{k}" / "result.json").exists():
-                    run.tidy(k)
-                    continue
-                run.write("env.json", environment())
-                folder = run.seed(k)
-                try:
-                    folder.finish(study.run(spec, k, folder))
-                finally:
-                    folder.close()
-        finally:
-            torch.set_num_threads(before)
-        summarise(study, spec, run)
-        write_epochs(run)
+        grid.prepare(force)
+        failed = grid.work(place)
+        gathered = grid.gather()
+        if gathered.results:
+            summarise(study, spec, run, gathered)
+            write_epochs(run)
+        raise_failures(failed, run, gathered.total)
     return run
 
 
-def summarise(study: Study, spec: Spec, run: Run) -> None:
-    """Write what the finished seeds say together, ``summary.json``."""
-    outcome = study.summarise(spec, run.results())
+def _place(run: Run, spec: Spec, jobs: int, cluster: str | None, address: str | None, slurm: Mapping[str, str] | None) -> Place | None:
+    """Where the pieces are done; ``None`` is this process."""
+    check_count("--jobs", jobs)
+    if cluster is not None and cluster not in CLUSTERS:
+        raise InputError("--cluster", "ray or slurm", repr(cluster), nearest(cluster, CLUSTERS))
+    if cluster is not None and jobs > 1:
+        raise InputError("--jobs", "1 with --cluster", jobs, "The cluster decides how many pieces it does at the same time.")
+    if address is not None and cluster != "ray":
+        raise InputError("--address", "--cluster ray with it", cluster or "no cluster")
+    if slurm and cluster != "slurm":
+        raise InputError("--slurm", "--cluster slurm with it", cluster or "no cluster")
+    if cluster == "ray":
+        from retain.runs.on_ray import OnRay
+
+        return OnRay(address, run.path, spec, run.every)
+    if cluster == "slurm":
+        from retain.runs.on_slurm import OnSlurm
+
+        return OnSlurm(slurm or {}, run.path, spec, run.every)
+    return Local(jobs, run.every) if jobs > 1 else None
+
+
+def summarise(study: Study, spec: Spec, run: Run, gathered: Gathered) -> Outcome:
+    """Write what the finished pieces say together, ``summary.json``; if some are missing, headline and notes say how many are not.
+
+    Args:
+        study: The study.
+        spec: Its settings.
+        run: The run.
+        gathered: What of it is there.
+
+    Returns:
+        What was written.
+    """
+    outcome = study.summarise(spec, gathered.results)
+    if gathered.remark:
+        outcome.headline += f" ({gathered.remark}.)"
+        outcome.notes.insert(0, f"This run is not finished: {gathered.remark}. Go on with it: retain run {study.name} --resume {run.path}.")
     run.write(
         "summary.json",
         {
@@ -95,6 +131,7 @@ def summarise(study: Study, spec: Spec, run: Run) -> None:
             "picture": outcome.figures[0].id,
         },
     )
+    return outcome
 
 
 def _check(run: Run, study: Study, spec: Spec, *, resume: bool, fresh: bool, force: bool) -> None:

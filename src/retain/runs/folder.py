@@ -251,8 +251,8 @@ class ArmRecorder:
 
 
 def list_runs(out: Path) -> Iterator[Run]:
-    """The runs under a folder, newest last."""
-    found = [path.parent for path in out.glob("*/*/spec.json")]
+    """The runs under a folder, newest last; the cells that runs share are none."""
+    found = [path.parent for path in out.glob("*/*/spec.json") if path.parents[1].name != "cells"]
     return (Run(path) for path in sorted(found, key=lambda path: (path / "spec.json").stat().st_mtime))
 
 
