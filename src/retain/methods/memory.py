@@ -143,6 +143,9 @@ class Replaying(Method):
             raise InputError("inputs", "a tensor, since a memory keeps rows of it", kinds)
         if len(self.active) == self.tasks:
             self.active.append(batch.task.active)
+        if batch.task.active != self.active[self.tasks]:
+            hint = "A memory knows one set a task: learn the tasks of a joint one by one."
+            raise InputError("batch", f"of outputs that compete as in the task's first one, {self.active[self.tasks]}", batch.task.active, hint)
         number = torch.full((len(batch.targets),), self.tasks, device=batch.targets.device)
         return {"inputs": batch.inputs, "targets": batch.targets, "task": number, **more}
 

@@ -12,7 +12,7 @@ from retain.tasks.folder import flowers102, folder
 from retain.tasks.images import ImageData, as_images, few
 from retain.tasks.sources import arrays, digits, fashion_mnist, mnist
 from retain.tasks.stream import Stream, as_stream, sequence, split, union
-from retain.tasks.streams import blurry
+from retain.tasks.streams import blurry, joint
 from retain.tasks.synthetic import halfspace, relu_network, teacher
 from retain.tasks.task import Task, as_task
 from retain.tasks.transforms import permute, rotate, shift_labels
@@ -50,6 +50,7 @@ __all__ = [
     "flowers102",
     "folder",
     "halfspace",
+    "joint",
     "mnist",
     "permute",
     "relu_network",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sized
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,6 +13,10 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from retain.errors import InputError
+from retain.tasks.batch import Batch
+
+if TYPE_CHECKING:
+    from retain.tasks.task import Task
 
 Pair = tuple[Any, Tensor]
 
@@ -37,6 +41,11 @@ class Data(ABC):
     @abstractmethod
     def batches(self, batch_size: int, generator: torch.Generator | None = None) -> Iterator[Pair]:
         """All samples once, as ``(inputs, targets)``; in random order if there is a generator to draw it from."""
+
+    def batches_of(self, task: Task, batch_size: int, generator: torch.Generator | None = None) -> Iterator[Batch]:
+        """The same as batches of ``task``; data that join several tasks give each batch its own."""
+        for inputs, targets in self.batches(batch_size, generator):
+            yield Batch(inputs, targets, task)
 
     def to(self, device: torch.device, dtype: torch.dtype | None = None) -> Data:
         """The same data with tensors on ``device``."""

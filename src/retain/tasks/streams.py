@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,8 +11,9 @@ import torch
 from retain.errors import InputError, check_share
 from retain.likelihoods import Tokens
 from retain.seeds import generator
-from retain.tasks.data import TensorData
-from retain.tasks.stream import Stream, as_stream
+from retain.tasks.batch import Batch
+from retain.tasks.data import Data, Pair, TensorData
+from retain.tasks.stream import Stream, as_stream, union
 from retain.tasks.task import Task
 
 
@@ -82,6 +83,106 @@ def blurry(stream: Stream | Sequence[Any], share: float, seed: int = 0) -> Strea
         n = 0 if isinstance(task.likelihood, Tokens) else task.n  # sizes stay in samples, not in tokens
         made.append(replace(task, data=TensorData(inputs, targets), classes=classes, n=n, id=f"{task.id}-blurry"))
     return Stream(tuple(made), stream.scenario)
+
+
+def joint(stream: Stream | Sequence[Any]) -> Stream:
+    """All tasks of a stream as one, learned at once: the ceiling of every comparison, answered as the stream is.
+
+    In the scenarios ``domain`` and ``class`` the samples are pooled (:func:`union`) and the outputs of all tasks compete. With a head a task every batch holds
+    samples of one task, and its own outputs compete; the batches of all tasks come in random order, as many of each as its size asks for, so that a pass still
+    shows every sample once. The joint training of van de Ven, Tuytelaars and Tolias 2022 (https://doi.org/10.1038/s42256-022-00568-3); departure: with a head
+    a task each of their steps sees a share of every task.
+
+    Args:
+        stream: Tasks held in tensors; in the scenario ``task`` any data that know their number of batches.
+
+    Returns:
+        A stream of one task named ``joint``, of the same scenario, to learn while the original is watched. Its test and validation data are joined where every
+        task has some. Methods that keep old samples refuse it in the scenario ``task``.
+
+    Raises:
+        InputError: If the tasks cannot be joined.
+
+    Example:
+        >>> from retain import learn, models, tasks
+        >>> stream = tasks.split(tasks.digits(), 5, scenario="task")
+        >>> result = learn(models.MLP(64, 32, 10, seed=0), tasks.joint(stream), watch=stream, epochs=20, lr=0.005)
+        >>> bool(result.accuracy[1].min() > 0.9)
+        True
+    """
+    stream = as_stream(stream)
+    parts = stream.tasks
+    if stream.scenario == "task":
+        if any(task.likelihood != parts[0].likelihood for task in parts):
+            raise InputError("stream", "one likelihood for all tasks", [repr(task.likelihood) for task in parts])
+        found = {part: _heads(stream, part) for part in ("data", "test", "validation")}
+        made = Task(
+            found["data"], test=found["test"], validation=found["validation"], likelihood=parts[0].likelihood, id="joint", n=sum(task.n for task in parts)
+        )
+    else:
+        made = union(*parts)
+    classes = tuple(sorted({label for task in parts for label in task.classes or ()}))
+    note = " ".join(dict.fromkeys(task.note for task in parts if task.note))
+    return Stream((replace(made, classes=classes or None, note=note),), stream.scenario)
+
+
+class _Heads(Data):
+    """The samples of several tasks with a head each; a batch is of one task, and says of which.
+
+    Args:
+        tasks: What is read is their training data; their active outputs compete.
+    """
+
+    def __init__(self, tasks: tuple[Task, ...]) -> None:
+        self.tasks = tasks
+
+    @property
+    def size(self) -> int | None:
+        """How many samples there are in all."""
+        sizes = [task.data.size for task in self.tasks]
+        return None if None in sizes else sum(size or 0 for size in sizes)
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """Of one input."""
+        shape: tuple[int, ...] | None = self.tasks[0].data.shape
+        return shape
+
+    def steps(self, batch_size: int) -> int:
+        """Batches of all tasks."""
+        return sum(task.data.steps(batch_size) or 0 for task in self.tasks)
+
+    def batches(self, batch_size: int, generator: torch.Generator | None = None) -> Iterator[Pair]:
+        """The batches, without their tasks."""
+        for batch in self._each(batch_size, generator):
+            yield batch.inputs, batch.targets
+
+    def batches_of(self, task: Task, batch_size: int, generator: torch.Generator | None = None) -> Iterator[Batch]:
+        """The batches, each of its own task; task by task without a generator."""
+        return self._each(batch_size, generator)
+
+    def _each(self, batch_size: int, generator: torch.Generator | None) -> Iterator[Batch]:
+        owner = torch.arange(len(self.tasks)).repeat_interleave(torch.tensor([task.data.steps(batch_size) or 0 for task in self.tasks]))
+        if generator is not None:
+            owner = owner[torch.randperm(len(owner), generator=generator)]
+        running = [task.batches(batch_size, generator) for task in self.tasks]
+        for i in owner.tolist():
+            yield next(running[i])
+
+    def to(self, device: torch.device, dtype: torch.dtype | None = None) -> _Heads:
+        """The same tasks on ``device``."""
+        return _Heads(tuple(task.to(device, dtype) for task in self.tasks))
+
+
+def _heads(stream: Stream, part: str) -> _Heads | None:
+    """One part of all tasks, or ``None`` if one task lacks it."""
+    found = [getattr(task, part) for task in stream.tasks]
+    if any(data is None for data in found):
+        return None
+    for task, data in zip(stream.tasks, found, strict=True):
+        if data.steps(1) is None:
+            raise InputError(f"{part} of task '{task.id}'", "data that know their number of batches", type(data).__name__)
+    return _Heads(tuple(replace(task, data=data, test=None, validation=None) for task, data in zip(stream, found, strict=True)))
 
 
 def _check(task: Task, first: Task) -> None:

@@ -94,8 +94,7 @@ class Task:
 
     def batches(self, batch_size: int, generator: torch.Generator | None = None, part: str = "data") -> Iterator[Batch]:
         """The samples of one part (``data``, ``validation`` or ``test``) as batches of this task."""
-        for inputs, targets in self.get(part).batches(batch_size, generator):
-            yield Batch(inputs, targets, self)
+        return self.get(part).batches_of(self, batch_size, generator)
 
     def check(self, outputs: Tensor, targets: Tensor, part: str = "data", *, first: bool, where: str = "the model") -> None:
         """Raise if outputs and targets of a part do not fit: tensors are checked whole at the first batch, loaders batch by batch."""
