@@ -16,6 +16,7 @@ from retain.report.cite import bibliography
 from retain.runs.execute import summarise
 from retain.runs.folder import Run, list_runs
 from retain.runs.grid import Grid
+from retain.runs.trials import settle
 from retain.studies import SUMMARIES, find, names
 from retain.training.checkpoints import write_file
 
@@ -41,7 +42,7 @@ def write_report(run: Run) -> Path:
     stored = run.spec()
     study = find(stored["study"])
     spec = study.spec_type.parse(stored["settings"])
-    gathered = Grid(study, spec, run).gather()
+    gathered = Grid(study, settle(study, spec, run) or spec, run).gather()
     if not gathered.results:
         raise InputError("run", "at least one finished seed, or cell of one", f"none in {run.path}", "Go on with it: retain run ... --resume.")
     outcome = summarise(study, spec, run, gathered)

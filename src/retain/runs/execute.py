@@ -12,7 +12,8 @@ from retain.runs.curves import write_epochs
 from retain.runs.folder import Listener, Run, environment
 from retain.runs.grid import Gathered, Grid, raise_failures
 from retain.runs.local import Local
-from retain.runs.pieces import Place
+from retain.runs.pieces import End, Piece, Place
+from retain.runs.trials import settle
 from retain.studies.base import Outcome, Spec, Study
 
 CLUSTERS = ("ray", "slurm")
@@ -64,17 +65,27 @@ def execute(
     if at is not None and not run.exists:
         raise InputError("--resume", "a run's folder", at, "See 'retain list runs'.")
     study.check(spec)  # what is wrong with the settings or the data is said before anything is written
-    grid = Grid(study, spec, run)
+    failed: list[tuple[Piece, End]] = []
+
+    def work(grid: Grid) -> None:
+        if fresh:
+            grid.clear()
+        grid.prepare(force)
+        failed.extend(grid.work(place))
+
     with run.locked():
         if run.exists:
             _check(run, study, spec, resume=resume, fresh=fresh, force=force)
         if fresh:
-            grid.clear()
+            run.clear()
         seeds = max([spec.seeds, *(k + 1 for k in run.seeds())])  # results that are there are not hidden
         settings = {**spec.model_dump(mode="json"), "seeds": seeds}
         run.write("spec.json", {"study": study.name, "version": study.version, "settings": settings})
-        grid.prepare(force)
-        failed = grid.work(place)
+        whole = settle(study, spec, run, work)
+        if whole is None:
+            raise_failures(failed, run, len(failed))
+        grid = Grid(study, whole or spec, run)
+        work(grid)
         gathered = grid.gather()
         if gathered.results:
             summarise(study, spec, run, gathered)

@@ -116,6 +116,12 @@ class Run:
         """The results of finished seeds, in order."""
         return [revive(self.read(f"seed-{k}/result.json")) for k in (self.seeds() if seeds is None else seeds)]
 
+    def clear(self) -> None:
+        """Remove all seeds."""
+        for found in self.path.iterdir():
+            if found.is_dir():
+                shutil.rmtree(found)
+
     def tidy(self, seed: int) -> None:
         """Remove the checkpoints of a finished seed."""
         shutil.rmtree(self.path / f"seed-{seed}" / "checkpoint", ignore_errors=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,18 +67,20 @@ class Grid:
         study: The study.
         spec: Its settings.
         run: The run.
+        trials: Cells of a search instead, whose results are read and not joined.
 
     Raises:
         InputError: If there are no cells, or two that are equal.
     """
 
-    def __init__(self, study: Study, spec: Spec, run: Run) -> None:
+    def __init__(self, study: Study, spec: Spec, run: Run, trials: Sequence[Spec] | None = None) -> None:
         self.study, self.spec, self.run = study, spec, run
-        self.cells: list[Spec] = list(study.cells(spec))
+        self.joins = trials is None
+        self.cells: list[Spec] = list(study.cells(spec) if trials is None else trials)
         if not self.cells:
             raise InputError("cells", f"at least one cell of '{study.name}'", "none")
         self.hashes = [cell.fingerprint(study) for cell in self.cells]
-        self.cut = self.hashes != [spec.fingerprint(study)]
+        self.cut = trials is not None or self.hashes != [spec.fingerprint(study)]
         whole = spec.model_dump(mode="json")
         self.labels = [_label(whole, cell.model_dump(mode="json")) if self.cut else "" for cell in self.cells]
         for i, one in enumerate(self.hashes):
@@ -142,18 +144,15 @@ class Grid:
             settings = {**spec.model_dump(mode="json"), "seeds": seeds}
             home.write("spec.json", {"study": self.study.name, "version": self.study.version, "settings": settings})
         for seed in range(self.spec.seeds):
-            if not self._joined(seed):
+            if self.joins and not self._joined(seed):
                 self.run.write(f"seed-{seed}/cells.json", {"cells": self.hashes})
 
     def clear(self) -> None:
-        """Remove the seeds of the run, and of its cells those that it asks for.
+        """Remove of the cells the seeds that the run asks for.
 
         Raises:
             RetainError: If another process works on one of them.
         """
-        for found in self.run.path.iterdir():
-            if found.is_dir():
-                shutil.rmtree(found)
         for piece in self.pieces() if self.cut else ():
             with claimed(Path(piece.folder), piece.seed) as ours:
                 if not ours:
@@ -180,6 +179,10 @@ class Grid:
         while waiting:
             ready = [piece for piece in waiting if piece.finished or not held(piece)]
             waiting = [piece for piece in waiting if piece not in ready]
+            if waiting and not said:
+                said = True
+                text = f"{len(waiting)} of the pieces left are being done by another process and are looked at again: {waiting[0]}"
+                self.run.listener(waiting[0].seed, "", "note", {"text": text})
             moved = False
             with closing((place or self._here)(ready, self.run.listener)) as ends:
                 for piece, end in ends:
@@ -193,10 +196,6 @@ class Grid:
                     else:
                         self._join(piece.seed)
             if waiting and not moved:
-                if not said:
-                    text = f"{len(waiting)} {'piece is' if len(waiting) == 1 else 'pieces are'} being done by another process; waiting for: {waiting[0]}"
-                    self.run.listener(waiting[0].seed, "", "note", {"text": text})
-                said = True
                 time.sleep(0.5)
         return failed
 
@@ -209,7 +208,7 @@ class Grid:
                 results += self.run.results([seed])
                 done += len(self.cells)
             elif self.cut:
-                found = self._found(seed)
+                found = self.found(seed)
                 if any(one is not None for one in found):
                     results.append(self.study.join(self.spec, found))
                     done += sum(one is not None for one in found)
@@ -227,9 +226,10 @@ class Grid:
             yield piece, attempt(piece, doing) if self.cut else doing()
 
     def _joined(self, seed: int) -> bool:
-        return (self.run.path / f"seed-{seed}" / "result.json").exists()
+        return self.joins and (self.run.path / f"seed-{seed}" / "result.json").exists()
 
-    def _found(self, seed: int) -> list[dict[str, Any] | None]:
+    def found(self, seed: int) -> list[dict[str, Any] | None]:
+        """The results of a seed's cells; ``None`` for one that is not finished."""
         homes = [Run(self.folder(cell)) for cell in range(len(self.cells))]
         return [home.results([seed])[0] if (home.path / f"seed-{seed}" / "result.json").exists() else None for home in homes]
 
@@ -238,11 +238,11 @@ class Grid:
         if self._joined(seed):
             self.run.tidy(seed)
             return
-        if not self.cut or not all((self.folder(cell) / f"seed-{seed}" / "result.json").exists() for cell in range(len(self.cells))):
+        if not self.joins or not self.cut or not all((self.folder(cell) / f"seed-{seed}" / "result.json").exists() for cell in range(len(self.cells))):
             return
         for cell in range(len(self.cells)):
             Run(self.folder(cell)).tidy(seed)
-        result = self.study.join(self.spec, self._found(seed))
+        result = self.study.join(self.spec, self.found(seed))
         write_file(self.run.path / f"seed-{seed}" / "events.jsonl", b"".join(self._events(seed)))
         self.run.write(f"seed-{seed}/env.json", environment())
         self.run.write(f"seed-{seed}/result.json", result)

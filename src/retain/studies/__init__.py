@@ -19,6 +19,7 @@ _STUDIES = {
     "path": "retain.studies.path:PathStudy",
     "plasticity": "retain.studies.plasticity:PlasticityStudy",
     "finetune": "retain.studies.finetune:FinetuneStudy",
+    "benchmark": "retain.studies.benchmark:BenchmarkStudy",
 }
 SUMMARIES = {
     "forgetting": "MNIST, then Fashion-MNIST: how much of the first survives, with and without elastic weight consolidation",
@@ -26,6 +27,7 @@ SUMMARIES = {
     "path": "a dense network becomes a sparse one, step by step: which way loses the least information",
     "plasticity": "a rule of plasticity, learned on a synthetic task, carried to MNIST: how much does it learn there",
     "finetune": "a pretrained and an untrained network learn a few images a class: what helps, and what of the start is it",
+    "benchmark": "methods of continual learning in three scenarios, with error bars, beside what papers report",
 }
 
 

@@ -200,6 +200,14 @@ class Study(ABC):
         """The spec cut into pieces that can run apart, each a spec of this study; here the spec itself."""
         return [spec]
 
+    def trials(self, spec: Any, rounds: Sequence[Sequence[dict[str, Any]]]) -> list[Any]:
+        """Cells that have to be run, one seed of each, before those of the spec: the next round of a search, given the results of the rounds so far."""
+        return []
+
+    def settled(self, spec: Any, rounds: Sequence[Sequence[dict[str, Any]]]) -> Any:
+        """The spec after the search."""
+        return spec
+
     def join(self, spec: Any, found: Sequence[dict[str, Any] | None]) -> dict[str, Any]:
         """One seed's result from those of its cells, in their order; ``None`` stands for a cell that is not finished."""
         return found[0] or {}

@@ -1,0 +1,168 @@
+"""The field's table in one command: methods of continual learning in three scenarios, with error bars, beside what papers report.
+
+Settings are those of van de Ven, Tuytelaars and Tolias 2022, "Three types of incremental learning" (https://doi.org/10.1038/s42256-022-00568-3), and of the
+papers that the presets name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+
+from retain.errors import InputError, nearest
+from retain.studies.base import Keeper, Outcome, Plan, Study
+from retain.studies.benchmark import figures
+from retain.studies.benchmark.arms import DEFAULTS, LABELS, applies, make, network, stream_of, strength
+from retain.studies.benchmark.cell import run, stage
+from retain.studies.benchmark.spec import PRESETS, BenchmarkSpec
+from retain.studies.steps import measured_step
+from retain.training.devices import choose_device
+
+_COST = {"lwf": 1.6, "er": 1.9, "der++": 2.8, "generative-replay": 6.0, "laplace": 1.6, "laplace+er": 2.5, "vcl": 3.0, "si": 1.4, "ewc": 1.2, "mas": 1.2}
+"""Of a cell, in multiples of fine-tuning."""
+
+
+class BenchmarkStudy(Study):
+    """The benchmark."""
+
+    name = "benchmark"
+    title = "The benchmark of continual learning"
+    question = "A network learns one task after another: what does each method keep of the earlier ones, at what cost, and what do papers report?"
+    spec_type = BenchmarkSpec
+    citations: ClassVar[list[str]] = [
+        "vandeven2022three",
+        "kirkpatrick2017overcoming",
+        "schwarz2018progress",
+        "zenke2017continual",
+        "aljundi2018memory",
+        "ritter2018online",
+        "nguyen2018variational",
+        "li2018learning",
+        "chaudhry2019tiny",
+        "buzzega2020dark",
+        "shin2017continual",
+        "lecun1998gradient",
+        "xiao2017fashion",
+    ]
+    presets = PRESETS
+    more = "Every measure"
+
+    def stages(self, spec: BenchmarkSpec) -> list[str]:
+        """Scenario by scenario, method by method."""
+        return [stage(method, scenario) for scenario, method in self._pairs(spec)]
+
+    @staticmethod
+    def _pairs(spec: BenchmarkSpec) -> list[tuple[str, str]]:
+        return [(scenario, method) for scenario in spec.scenarios for method in spec.methods if applies(method, scenario)]
+
+    def check(self, spec: BenchmarkSpec) -> None:
+        """Build every method, load the data, and see that names and numbers go together."""
+        choose_device(spec.device)
+        spec.check_once("scenarios", "methods")
+        if spec.start is not None:
+            raise InputError("--from", "a study that starts from a stored model", "benchmark", "Leave it out: every method starts anew.")
+        for method in spec.methods:
+            make(spec, method, spec.scenarios[0], 0)
+        for field in ("strengths", "search"):
+            for key in getattr(spec, field):
+                method, _, scenario = key.partition("/")
+                if method not in DEFAULTS or (scenario and (field == "search" or scenario not in ("task", "domain", "class"))):
+                    raise InputError(field, "methods that have a strength", repr(key), nearest(method, DEFAULTS))
+        for method, values in spec.search.items():
+            if len(set(values)) < max(2, len(values)):
+                raise InputError("search", f"at least two different strengths of '{method}'", list(values))
+        if spec.stream == "mnist-fashion":
+            if spec.scenarios != ("domain",):
+                raise InputError("scenarios", "[domain], as both tasks of mnist-fashion have the same ten outputs", list(spec.scenarios))
+            if spec.experiences != 2:
+                raise InputError("experiences", "2 with stream=mnist-fashion", spec.experiences)
+        if spec.offset <= spec.search_seed < spec.offset + spec.seeds and spec.search:
+            raise InputError("search_seed", "a seed that is not reported", spec.search_seed, f"Reported are {spec.offset} to {spec.offset + spec.seeds - 1}.")
+        if not self._pairs(spec):
+            raise InputError(
+                "methods", "a method that makes sense in some scenario", list(spec.methods), "Separate networks need the task's identity: add scenario task."
+            )
+        stream_of(spec, spec.scenarios[0], spec.offset)
+
+    def cells(self, spec: BenchmarkSpec) -> list[BenchmarkSpec]:
+        """One for every method and scenario, with its own strength alone, so that other grids find it again."""
+        return [self._cell(spec, method, scenario) for scenario, method in self._pairs(spec)]
+
+    @staticmethod
+    def _cell(spec: BenchmarkSpec, method: str, scenario: str, **changes: Any) -> BenchmarkSpec:
+        force = strength(spec, method, scenario)
+        own = {} if force is None else {method: force}
+        defaults = {name: BenchmarkSpec.model_fields[name].default for name in ("search_seed", "searched")}
+        return spec.model_copy(update={"methods": (method,), "scenarios": (scenario,), "strengths": own, "search": {}, **defaults, **changes})
+
+    def trials(self, spec: BenchmarkSpec, rounds: Sequence[Sequence[dict[str, Any]]]) -> list[BenchmarkSpec]:
+        """The next round of the search, by successive halving (Jamieson and Talwalkar 2016, https://arxiv.org/abs/1502.07943).
+
+        All strengths of a method and scenario are tried at a quarter of the steps, then the better half of them at half the steps, and so on.
+
+        Args:
+            spec: The settings.
+            rounds: What the cells of each round so far gave.
+
+        Returns:
+            Cells; none if all strengths are chosen.
+        """
+        found: list[BenchmarkSpec] = []
+        for scenario, method in self._pairs(spec):
+            left = self._left(spec, method, scenario, rounds)
+            if len(left) < 2:
+                continue
+            steps = max(1, spec.train_steps * 2 ** len(rounds) // 4)
+            held = {"validation": spec.searched, "offset": spec.search_seed, "train_steps": steps, "points": 1, "seeds": 1}
+            found += [self._cell(spec, method, scenario, **held, strengths={method: value}) for value in left]
+        return found
+
+    @staticmethod
+    def _left(spec: BenchmarkSpec, method: str, scenario: str, rounds: Sequence[Sequence[dict[str, Any]]]) -> list[float]:
+        """Strengths that are still in the race, weakest first; of equal ones the weaker stays."""
+        left = sorted(spec.search.get(method, ()))
+        for trials in rounds:
+            if len(left) < 2:
+                break
+            mine = [cell for result in trials for cell in result["cells"] if (cell["method"], cell["scenario"]) == (method, scenario)]
+            score = {cell["strength"]: figures.average(cell["validation_rows"][-1]) for cell in mine}
+            left = sorted(sorted(left, key=lambda value: (-score[value], value))[: (len(left) + 1) // 2])
+        return left
+
+    def settled(self, spec: BenchmarkSpec, rounds: Sequence[Sequence[dict[str, Any]]]) -> BenchmarkSpec:
+        """The spec with the strengths that were found."""
+        found = {f"{method}/{scenario}": self._left(spec, method, scenario, rounds)[0] for scenario, method in self._pairs(spec) if method in spec.search}
+        return spec.model_copy(update={"strengths": {**spec.strengths, **found}, "search": {}})
+
+    def plan(self, spec: BenchmarkSpec) -> Plan:
+        """Time a few training steps and multiply."""
+        self.check(spec)
+        torch.set_num_threads(spec.threads)
+        stream = stream_of(spec, spec.scenarios[0], spec.offset)
+        model = network(spec, stream, spec.offset)
+        task = stream[0]
+        second, batch = measured_step(model, task, spec.batch_size, spec.optimizer, spec.lr)
+        steps = spec.train_steps * len(stream)
+        pairs = self._pairs(spec)
+        work = sum(_COST.get(method, 1.0) for _, method in pairs)
+        parameters = sum(p.numel() for p in model.parameters())
+        return Plan(parameters, {one.id: one.n for one in stream.tasks}, self.stages(spec), steps * len(pairs), second * steps * work, batch)
+
+    def run(self, spec: BenchmarkSpec, seed: int, keeper: Keeper) -> dict[str, Any]:
+        """Every method in every scenario."""
+        seed += spec.offset
+        return {"cells": [run(spec, method, scenario, seed, keeper) for scenario, method in self._pairs(spec)]}
+
+    def join(self, spec: BenchmarkSpec, found: Sequence[dict[str, Any] | None]) -> dict[str, Any]:
+        """The cells that are there."""
+        return {"cells": [cell for one in found if one is not None for cell in one["cells"]]}
+
+    def summarise(self, spec: BenchmarkSpec, results: list[dict[str, Any]]) -> Outcome:
+        """The sentence, tables and figures of the report."""
+        tables, drawn = figures.shown(spec, results)
+        return Outcome(figures.sentence(spec, results), tables, drawn, figures.notes(spec), figures.numbers(spec, results))
+
+
+__all__ = ["LABELS", "BenchmarkStudy"]
