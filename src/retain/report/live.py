@@ -11,6 +11,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 
 class Display:
@@ -86,7 +87,7 @@ class Display:
         self.console.print(f"[{time.monotonic() - self._began:6.1f} s] seed {seed}  {arm:<12} {scores}", highlight=False, markup=False, soft_wrap=True)
 
     def _view(self) -> Group:
-        return Group(self._several() if self.together else self._one(), *self.verdicts[-2:], self._progress)
+        return Group(self._several() if self.together else self._one(), *(Text(said) for said in self.verdicts[-2:]), self._progress)
 
     def _several(self) -> Table:
         """What is being learned now, whatever seed it is of."""
