@@ -6,6 +6,7 @@ from retain.methods.coreset import CoresetVCL
 from retain.methods.derpp import DERpp
 from retain.methods.er import ER
 from retain.methods.ewc import EWC
+from retain.methods.generative import GenerativeReplay
 from retain.methods.l2sp import L2SP
 from retain.methods.laplace import StructuredLaplace
 from retain.methods.lwf import LwF
@@ -23,7 +24,7 @@ from retain.methods.weighting import Blundell, NoDivergence, OverBatches, PerSam
 METHODS: dict[str, type[Method]] = {
     method.name: method
     for method in (
-        *(Plain, EWC, OnlineEWC, StructuredLaplace, SSR, SI, MAS, RWalk, L2SP, LwF, ER, DERpp, VCL, CoresetVCL, NewtonVCL),
+        *(Plain, EWC, OnlineEWC, StructuredLaplace, SSR, SI, MAS, RWalk, L2SP, LwF, ER, DERpp, GenerativeReplay, VCL, CoresetVCL, NewtonVCL),
         SeparateNetworks,
     )
 }
@@ -37,6 +38,7 @@ __all__ = [
     "METHODS",
     "Blundell",
     "CoresetVCL",
+    "GenerativeReplay",
     "LwF",
     "Method",
     "NewtonVCL",

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from retain.errors import InputError
 from retain.methods.base import Method, Plain
 from retain.methods.er import ER
+from retain.methods.generative import GenerativeReplay
 from retain.methods.lwf import LwF
 from retain.methods.newton_vcl import NewtonVCL
 from retain.methods.path import PathMethod
@@ -183,7 +184,7 @@ def _check(parts: list[Method]) -> None:
         "that chooses what is trained": [part for part in busy if _has(part, "groups")],
         "that reads the gradients along the way": [part for part in busy if isinstance(part, PathMethod)],
         "with a proximal pull": [part for part in busy if isinstance(part, Quadratic) and part.pull == "proximal"],
-        "that weighs the loss on new data": [part for part in busy if isinstance(part, ER | LwF) and part.weight in ("tasks", "samples")],
+        "that weighs the loss on new data": [part for part in busy if isinstance(part, ER | LwF | GenerativeReplay) and part.weight in ("tasks", "samples")],
     }
     hints = {
         "that reads the gradients along the way": "The second would read the first one's pull.",

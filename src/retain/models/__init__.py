@@ -30,6 +30,7 @@ from retain.models.parameters import copy, named_parameters, unwrap
 from retain.models.pretrained import Preprocessing, load_weights, pretrained, read_weights
 from retain.models.resnet import ResNet
 from retain.models.sparse import ActiveLinear, calibrate, skip_inactive, sparsify
+from retain.models.vae import VAE
 
 __all__ = [
     "MLP",
@@ -56,6 +57,7 @@ __all__ = [
     "ScaleMixture",
     "SoftmaxThreshold",
     "TopK",
+    "VAE",
     "ZukoFlows",
     "bayesian",
     "calibrate",
