@@ -335,7 +335,11 @@ def test_the_display_shows_several_seeds_at_a_time(capsys):
 @pytest.fixture(scope="module")
 def ray_cluster():
     """A head and one more node, each with one processor."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    # Ray's own processes inherit these; its workers would otherwise give way to whatever else runs
+    settings = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0", "PYTHONPATH": str(HERE)}
+    monkeypatch = pytest.MonkeyPatch()
+    for key, value in settings.items():
+        monkeypatch.setenv(key, value)
     from ray.cluster_utils import Cluster
 
     node = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 80 * 2**20}
@@ -343,6 +347,7 @@ def ray_cluster():
     cluster.add_node(**node)
     yield cluster
     cluster.shutdown()
+    monkeypatch.undo()
 
 
 def test_a_ray_cluster_gives_the_same_bits_even_if_a_worker_is_killed(tmp_path, data, ray_cluster):
