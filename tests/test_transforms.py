@@ -11,6 +11,7 @@ from torchvision.transforms.functional import rotate as reference
 from retain import tasks
 from retain.errors import InputError
 from retain.likelihoods import Gaussian
+from retain.seeds import generator
 from retain.tasks import Task, TensorData, permute, rotate, transforms
 
 
@@ -152,3 +153,23 @@ def test_permutations_of_anything():
 def test_other_numbers_are_refused(options):
     with pytest.raises(InputError, match=r"parts|seed"):
         permute(toy(), **options)
+
+
+def test_permuted_tasks_share_the_sources_memory():
+    source = tasks.digits()
+    stream = tasks.permute(source, 3, seed=1)
+    data = stream.tasks[2].data
+    assert data.source.data_ptr() == source.data.inputs.data_ptr() and data.size == source.n and data.shape == (1, 8, 8)
+    order = torch.randperm(64, generator=generator(1, "permutation", 2))
+    whole = source.data.inputs.flatten(1)[:, order].reshape(-1, 1, 8, 8)
+    assert torch.equal(data.inputs, whole)
+    drawn = [torch.cat(part) for part in zip(*data.batches(100, torch.Generator().manual_seed(3)), strict=True)]
+    same = [torch.cat(part) for part in zip(*tasks.TensorData(whole, data.targets).batches(100, torch.Generator().manual_seed(3)), strict=True)]
+    assert all(torch.equal(a, b) for a, b in zip(drawn, same, strict=True))
+    rows = torch.tensor([5, 1, 7])
+    some = data.take(rows).take(torch.tensor([2, 0]))
+    assert torch.equal(some.inputs, whole[[7, 5]]) and torch.equal(some.targets, data.targets[[7, 5]]) and some.source is data.source
+    moved = data.to(torch.device("cpu"), torch.float64)
+    assert moved.inputs.dtype == torch.float64 and torch.equal(moved.inputs.float(), whole)
+    shifted = tasks.permute(source, 3, seed=1, scenario="task").tasks[2].data
+    assert shifted.source is data.source and torch.equal(shifted.targets, data.targets + 20) and torch.equal(shifted.inputs, whole)

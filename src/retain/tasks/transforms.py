@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from dataclasses import replace
 from typing import Any
 
@@ -82,9 +83,16 @@ def shift_labels(task: Task, by: int) -> Task:
     if by == 0:
         return task
     found = {part: getattr(task, part) for part in _PARTS}
-    parts: dict[str, Any] = {part: data and TensorData(data.inputs, data.targets + by) for part, data in found.items()}
+    parts: dict[str, Any] = {part: data and _labelled(data, data.targets + by) for part, data in found.items()}
     names = None if task.class_names is None else ("",) * by + task.class_names
     return replace(task, **parts, classes=tuple(label + by for label in task.classes), class_names=names)
+
+
+def _labelled(data: TensorData, targets: Tensor) -> TensorData:
+    """The data with other targets, and inputs that are the same memory."""
+    found = copy(data)
+    found.targets = targets
+    return found
 
 
 def _streamed(pieces: Sequence[Task], scenario: Scenario) -> Stream:
@@ -130,8 +138,8 @@ def permute(task: Task, parts: int, seed: int = 0, first: bool = False, *, scena
     """One task a permutation: the entries of every input in one fixed random order.
 
     Permuted MNIST (Goodfellow et al. 2013; Kirkpatrick et al. 2017). The first task is the original, unless ``first=True``, as in
-    van de Ven et al. 2022. Order ``i`` depends on the seed and on ``i`` alone, so more parts leave the first ones as they were. Every permuted
-    task is a copy in memory.
+    van de Ven et al. 2022. Order ``i`` depends on the seed and on ``i`` alone, so more parts leave the first ones as they were. The tasks share
+    the source's memory: a batch is permuted when it is drawn, and ``task.data.inputs`` makes a permuted copy whenever it is read.
 
     Args:
         task: A task held in tensors ``[N, ...]``; a permutation acts on all of one input's entries (C*H*W for images).
@@ -158,10 +166,59 @@ def permute(task: Task, parts: int, seed: int = 0, first: bool = False, *, scena
     check_count("seed", seed, least=0)
     _check(task, "inputs of at least two entries to permute", lambda x: x.ndim > 1 and x[0].numel() > 1)
 
-    def shuffled(inputs: Tensor, i: int) -> Tensor:
-        if i == 0 and not first:
-            return inputs
-        order = torch.randperm(inputs[0].numel(), generator=generator(seed, "permutation", i))
-        return inputs.flatten(1).index_select(1, order.to(inputs.device)).reshape(inputs.shape)
+    pieces = [replace(task, id=f"{task.id}-p1")] if not first else []
+    for i in range(len(pieces), parts):
+        order = torch.randperm(task.data.inputs[0].numel(), generator=generator(seed, "permutation", i))
+        made: dict[str, Any] = {part: data and PermutedData(data.inputs, data.targets, order) for part in _PARTS for data in [getattr(task, part)]}
+        pieces.append(replace(task, **made, id=f"{task.id}-p{i + 1}"))
+    return _streamed(pieces, scenario)
 
-    return _streamed([_changed(task, f"{task.id}-p{i + 1}", lambda x, i=i: shuffled(x, i)) for i in range(parts)], scenario)  # type: ignore[misc]
+
+class PermutedData(TensorData):
+    """Inputs with their entries in another order, which they are given a batch at a time.
+
+    Args:
+        source: Inputs ``[N, ...]`` as they are stored, checked before.
+        targets: One row a sample of ``rows``.
+        order: A permutation of one input's entries.
+        rows: The samples that belong to these data; all by default.
+    """
+
+    def __init__(self, source: Tensor, targets: Tensor, order: Tensor, rows: Tensor | None = None) -> None:
+        self.source, self.targets = source, targets
+        self.order = order.to(source.device)
+        self.rows = torch.arange(len(source), device=source.device) if rows is None else rows
+
+    @property
+    def inputs(self) -> Tensor:  # type: ignore[override]
+        """All inputs, a new tensor."""
+        return self._drawn(self.rows)
+
+    @property
+    def size(self) -> int:
+        """How many samples."""
+        return len(self.rows)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one input."""
+        return tuple(self.source.shape[1:])
+
+    def batches(self, batch_size: int, generator: torch.Generator | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """All samples once."""
+        places = torch.arange(self.size) if generator is None else torch.randperm(self.size, generator=generator)
+        for some in places.to(self.rows.device).split(batch_size):
+            yield self._drawn(self.rows[some]), self.targets[some]
+
+    def to(self, device: torch.device, dtype: torch.dtype | None = None) -> PermutedData:
+        """The same on ``device``."""
+        source = self.source.to(device, dtype if self.source.is_floating_point() else None)
+        return PermutedData(source, self.targets.to(device), self.order, self.rows.to(device))
+
+    def take(self, rows: Tensor) -> PermutedData:
+        """The samples at ``rows``, in that order; they share the memory too."""
+        rows = rows.to(self.rows.device)
+        return PermutedData(self.source, self.targets[rows], self.order, self.rows[rows])
+
+    def _drawn(self, rows: Tensor) -> Tensor:
+        return self.source[rows].flatten(1).index_select(1, self.order).reshape(len(rows), *self.shape)
