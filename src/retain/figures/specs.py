@@ -39,11 +39,45 @@ class Table:
         body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in self.rows)
         return f"<table><caption>{html.escape(self.title)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
+    def markdown(self) -> str:
+        """The table as Markdown, its title in bold above and its note below."""
+
+        def line(cells: list[str]) -> str:
+            return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+        lines = [line(self.columns), line([":---", *["---:"] * (len(self.columns) - 1)]), *map(line, self.rows)]
+        return "\n".join([f"**{self.title}**", "", *lines, *(["", self.note] if self.note else [])])
+
+    def latex(self) -> str:
+        r"""The table as LaTeX, with the rules of the package ``booktabs``; title and note are the caption."""
+        body = [" & ".join(map(_latex, row)) + r" \\" for row in [self.columns, *self.rows]]
+        inside = [r"\toprule", body[0], r"\midrule", *body[1:], r"\bottomrule"]
+        caption = _latex(f"{self.title}. {self.note}".strip())
+        frame = [r"\begin{table}", r"\centering", rf"\caption{{{caption}}}", rf"\begin{{tabular}}{{l{'r' * (len(self.columns) - 1)}}}"]
+        return "\n".join([*frame, *inside, r"\end{tabular}", r"\end{table}"])
+
     def _repr_html_(self) -> str:
         return self.html()
 
     def __str__(self) -> str:
         return self.text()
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "±": r"$\pm$",
+    "–": "--",
+    "−": "$-$",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+}
+
+
+def _latex(text: str) -> str:
+    """Text with what LaTeX would take for commands written so that it is printed."""
+    return "".join(f"\\{letter}" if letter in "&%$#_{}" else _LATEX.get(letter, letter) for letter in text)
 
 
 @dataclass

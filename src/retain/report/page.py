@@ -28,7 +28,7 @@ def _template(name: str) -> Any:
 
 
 def write_report(run: Run) -> Path:
-    """Write a run's page, ``report.html``, and its figures as SVG files under ``figures/``.
+    """Write a run's page, ``report.html``, its figures as SVG files under ``figures/``, and its tables as ``tables.md`` and ``tables.tex``.
 
     Args:
         run: A run with at least one finished seed, or cell of one; the page of an unfinished run says how much of it is there.
@@ -49,6 +49,8 @@ def write_report(run: Run) -> Path:
     drawn = [(figure, svg(figure)) for figure in outcome.figures]
     for figure, text in drawn:
         write_file(run.path / "figures" / f"{figure.id}.svg", text.encode())
+    write_file(run.path / "tables.md", "\n\n".join(table.markdown() for table in outcome.tables).encode() + b"\n")
+    write_file(run.path / "tables.tex", "\n\n".join(table.latex() for table in outcome.tables).encode() + b"\n")
     fields = type(spec).model_fields
     settings = [(key, value, fields[key].description or "") for key, value in spec.model_dump(mode="json").items()]
     page = _template("report.html").render(
