@@ -41,7 +41,7 @@ def strength(spec: BenchmarkSpec, method: str, scenario: str) -> float | None:
     """The strength that a method is run with in a scenario; ``None`` if it has none."""
     if method not in DEFAULTS:
         return None
-    return spec.strengths.get(f"{method}/{scenario}", spec.strengths.get(method, DEFAULTS[method]))
+    return spec.own_strengths.get(f"{method}/{scenario}", spec.own_strengths.get(method, DEFAULTS[method]))
 
 
 def make(spec: BenchmarkSpec, method: str, scenario: str, seed: int) -> Method:

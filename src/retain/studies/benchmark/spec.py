@@ -39,7 +39,7 @@ class BenchmarkSpec(Spec):
     every: PositiveInt = Field(1, description="Kronecker pulls, if proximal, are taken once in so many steps")
     budget: PositiveInt = Field(100, description="old samples that are kept: of each class of each task, or in all, see budget_of")
     budget_of: Literal["class", "all"] = Field("class", description="what the budget is of: every class of every task, or all together")
-    strengths: dict[str, Strength] = Field({}, description="strengths of quadratic methods, as method or method/scenario; a method has its default")
+    own_strengths: dict[str, Strength] = Field({}, description="strengths of quadratic methods, as method or method/scenario; a method has its default")
     search: dict[str, tuple[Strength, ...]] = Field({}, description="strengths to choose from, by method, on searched images of the seed search_seed")
     search_seed: NonNegativeInt = Field(1000, description="seed of the search; never one that is reported")
     searched: PositiveInt = Field(500, description="training images of each task that the search holds out")
@@ -58,7 +58,7 @@ _SPLIT: dict[str, Any] = {
         "mas": (1e3, 1e5, 1e7, 1e9),
         "laplace": (1e2, 1e4, 1e6, 1e8),
     },
-    "strengths": {"vcl": 100.0},
+    "own_strengths": {"vcl": 100.0},
 }
 _PERMUTED: dict[str, Any] = {
     "embedded": False,

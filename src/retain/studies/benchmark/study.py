@@ -65,7 +65,7 @@ class BenchmarkStudy(Study):
             raise InputError("--from", "a study that starts from a stored model", "benchmark", "Leave it out: every method starts anew.")
         for method in spec.methods:
             make(spec, method, spec.scenarios[0], 0)
-        for field in ("strengths", "search"):
+        for field in ("own_strengths", "search"):
             for key in getattr(spec, field):
                 method, _, scenario = key.partition("/")
                 if method not in DEFAULTS or (scenario and (field == "search" or scenario not in ("task", "domain", "class"))):
@@ -95,7 +95,7 @@ class BenchmarkStudy(Study):
         force = strength(spec, method, scenario)
         own = {} if force is None else {method: force}
         defaults = {name: BenchmarkSpec.model_fields[name].default for name in ("search_seed", "searched")}
-        return spec.model_copy(update={"methods": (method,), "scenarios": (scenario,), "strengths": own, "search": {}, **defaults, **changes})
+        return spec.model_copy(update={"methods": (method,), "scenarios": (scenario,), "own_strengths": own, "search": {}, **defaults, **changes})
 
     def trials(self, spec: BenchmarkSpec, rounds: Sequence[Sequence[dict[str, Any]]]) -> list[BenchmarkSpec]:
         """The next round of the search, by successive halving (Jamieson and Talwalkar 2016, https://arxiv.org/abs/1502.07943).
@@ -116,7 +116,7 @@ class BenchmarkStudy(Study):
                 continue
             steps = max(1, spec.train_steps * 2 ** len(rounds) // 4)
             held = {"validation": spec.searched, "offset": spec.search_seed, "train_steps": steps, "points": 1, "seeds": 1}
-            found += [self._cell(spec, method, scenario, **held, strengths={method: value}) for value in left]
+            found += [self._cell(spec, method, scenario, **held, own_strengths={method: value}) for value in left]
         return found
 
     @staticmethod
@@ -134,7 +134,7 @@ class BenchmarkStudy(Study):
     def settled(self, spec: BenchmarkSpec, rounds: Sequence[Sequence[dict[str, Any]]]) -> BenchmarkSpec:
         """The spec with the strengths that were found."""
         found = {f"{method}/{scenario}": self._left(spec, method, scenario, rounds)[0] for scenario, method in self._pairs(spec) if method in spec.search}
-        return spec.model_copy(update={"strengths": {**spec.strengths, **found}, "search": {}})
+        return spec.model_copy(update={"own_strengths": {**spec.own_strengths, **found}, "search": {}})
 
     def plan(self, spec: BenchmarkSpec) -> Plan:
         """Time a few training steps and multiply."""
