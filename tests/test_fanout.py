@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -38,7 +37,7 @@ class Tally(Study):
     ``raise-PART`` let a part fail."""
 
     name, title, question = "tally", "Tally", "How far does a walk come?"
-    presets = {"quick": {"threads": 1, "seeds": 1}}  # noqa: RUF012
+    presets = {"quick": {"threads": 1, "seeds": 1}, "paper": {"threads": 2}}  # noqa: RUF012
     spec_type = TallySpec
 
     def plan(self, spec):
@@ -389,3 +388,116 @@ def test_a_ray_node_that_does_not_fit_is_named(tmp_path, ray_cluster, monkeypatc
         ray_cluster.remove_node(node)
     with pytest.raises(InputError, match="threads: expected at most the 1 processors"):
         execute(*tally("threads=7"), tmp_path / "out", cluster="ray", address=ray_cluster.address)
+
+
+def test_jobs_of_submitit_give_the_same_bits_even_if_one_is_killed(tmp_path, data, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(HERE))
+    settings = ("steps=20", "pause=0.2")
+    whole = alone(tmp_path, *settings)
+    kill = killer(lambda: os.kill(int(noted(data, "begin a ")[0][3]), signal.SIGKILL), "a", 3)
+    said = []
+
+    def listener(*event):
+        said.append(event)
+        kill(*event)
+
+    run = execute(*tally(*settings, data=data), tmp_path / "out", every=0, cluster="slurm", slurm={"executor": "local", "parallel": "2"}, listener=listener)
+    assert ends(tmp_path / "out") == whole
+    check_went_on(data, "a", 20, 3)
+    assert len(noted(data, "begin b ")) == 1
+    assert any(kind == "note" and "was lost" in fields["text"] for _, _, kind, fields in said)
+    assert {(0, "a", "done"), (0, "b", "done")} <= {event[:3] for event in said} and list((run.path / "submitit").iterdir())
+
+
+def test_a_piece_is_refused_by_another_version(tmp_path):
+    study, spec = tally()
+    piece = Grid(study, spec, Run(tmp_path / "tally" / "run")).pieces()[0]
+
+    def other(**changes):
+        return Piece(**{**vars(piece), **changes})
+
+    for changed, said in (
+        (other(retain="0.0.9"), r"expected retain 0\.0\.9, .*found retain \d.*Install"),
+        (other(version=7), "expected study tally version 7, .*found study tally version 1"),
+        (other(fingerprint="00000000"), "expected settings 00000000"),
+        (other(source="nowhere:Tally"), "cannot be imported.*nowhere"),
+    ):
+        with pytest.raises(RetainError, match=said):
+            work(changed)
+    Run(Path(piece.folder)).write("env.json", {"torch": "1.0"})
+    with pytest.raises(RetainError, match=r"expected torch 1\.0"):
+        work(piece)
+    assert not list(tmp_path.rglob("seed-0"))
+    Run(Path(piece.folder)).write("env.json", {"torch": torch.__version__})
+    with claimed(Path(piece.folder), 0) as ours:
+        assert ours and work(piece) == End("busy")
+    assert work(piece) == End("done") and piece.finished and work(piece) == End("done")
+
+
+def test_a_cell_of_another_torch_is_refused_unless_forced(tmp_path, data):
+    execute(*tally("parts=[a,b]", data=data), tmp_path)
+    (cell,) = [path for path in (tmp_path / "tally" / "cells").iterdir() if Run(path).spec()["settings"]["parts"] == ["b"]]
+    Run(cell).write("env.json", {**Run(cell).read("env.json"), "torch": "1.0"})
+    execute(*tally("parts=[b,c]", data=data), tmp_path)  # finished cells may be of any
+    with pytest.raises(RetainError, match=r"torch 1\.0.*--force"):
+        execute(*tally("parts=[b,d]", seeds=2, data=data), tmp_path)
+    run = execute(*tally("parts=[b,d]", seeds=2, data=data), tmp_path, force=True, resume=True)
+    assert run.seeds() == [0, 1] and Run(cell).read("env.json")["torch"] == torch.__version__ and Run(cell).spec()["settings"]["seeds"] == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"jobs": 0}, "--jobs: expected a whole number of at least 1, found 0"),
+        ({"cluster": "slurn"}, "--cluster: expected ray or slurm, found 'slurn'. Did you mean 'slurm'?"),
+        ({"cluster": "ray", "jobs": 2}, "--jobs: expected 1 with --cluster"),
+        ({"address": "auto"}, "--address: expected --cluster ray with it"),
+        ({"slurm": {"partition": "x"}}, "--slurm: expected --cluster slurm with it"),
+        ({"cluster": "slurm", "slurm": {"partitoin": "x"}}, "Did you mean 'partition'?"),
+        ({"cluster": "slurm", "slurm": {"timeout": "long"}}, "a whole number of at least 1 for timeout, found 'long'"),
+        ({"cluster": "slurm", "slurm": {"executor": "moon"}}, "executor=slurm or executor=local, found 'moon'"),
+        ({"cluster": "ray", "address": "nowhere"}, "--address: expected HOST:PORT or auto, found 'nowhere'"),
+        ({"cluster": "ray", "address": "127.0.0.1:1"}, "--address: expected a Ray cluster that answers, found 127.0.0.1:1 ("),
+    ],
+)
+def test_a_mistake_about_where_to_run_writes_nothing(tmp_path, options, said):
+    with pytest.raises(InputError) as caught:
+        execute(*tally(), tmp_path, **options)
+    assert said in str(caught.value) and not list(tmp_path.iterdir())
+
+
+def test_what_is_not_there_is_said(tmp_path, monkeypatch):
+    from retain.runs import on_ray
+
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(InputError, match="no srun here"):
+        execute(*tally(), tmp_path, cluster="slurm")
+    monkeypatch.undo()
+    monkeypatch.setattr(on_ray, "PATIENCE", 3.0)
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(InputError, match="silent for 3 s"):
+        execute(*tally(), tmp_path, cluster="ray", address=f"127.0.0.1:{silent.getsockname()[1]}")
+    for cluster, package in (("ray", "ray"), ("slurm", "submitit")):
+        monkeypatch.setitem(sys.modules, package, None)
+        with pytest.raises(RetainError, match=rf"--cluster {cluster} needs.*pip install 'retain\[cluster\]'"):
+            execute(*tally(), tmp_path, cluster=cluster)
+    with pytest.raises(InputError, match=r"cells 1 and 2 that are equal \(\w{8}: parts=a\)"):
+        execute(*tally("same=true"), tmp_path)
+    assert not list(tmp_path.rglob("*"))
+
+
+def test_the_command_line(tmp_path, registered, monkeypatch, capsys):
+    from retain.cli import main
+
+    def said(*words):
+        monkeypatch.setattr(sys, "argv", ["retain", "run", "tally", "--preset", "paper", *words, "--out", str(tmp_path / "runs")])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        return caught.value.code, capsys.readouterr()
+
+    for words, text in ((["--jobs", "0"], "--jobs"), (["--cluster", "rya"], "Did you mean 'ray'?"), (["--slurm", "x", "--cluster", "slurm"], "key=value")):
+        status, captured = said(*words)
+        assert status == 2 and text in captured.err and not captured.out
+    assert not list(tmp_path.rglob("*"))
+    for words, threads in (([], 2), (["--jobs", "2"], 1), (["--jobs", "2", "--set", "threads=2"], 2)):
+        status, captured = said("--dry-run", "--json", *words)
+        assert not status and json.loads(captured.out)["settings"]["threads"] == threads

@@ -65,6 +65,7 @@ def execute(
     if at is not None and not run.exists:
         raise InputError("--resume", "a run's folder", at, "See 'retain list runs'.")
     study.check(spec)  # what is wrong with the settings or the data is said before anything is written
+    Grid(study, spec, run)  # so are cells that are equal
     failed: list[tuple[Piece, End]] = []
 
     def work(grid: Grid) -> None:

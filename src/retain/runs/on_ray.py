@@ -19,7 +19,7 @@ from retain.studies.base import Spec
 
 STORE = 80 * 2**20
 """Bytes of the object store of a Ray of this machine: results go over the file system, so the least that Ray takes will do."""
-PATIENCE = 20.0
+PATIENCE = 30.0
 """Seconds in which a cluster has to answer."""
 _QUIET = {"log_to_driver": False, "logging_level": "ERROR"}
 _PROBE = "import sys, ray; ray.init(address=sys.argv[1], log_to_driver=False, logging_level='ERROR')"
@@ -142,7 +142,7 @@ class OnRay:
             }
             for node, reference in asked.items():
                 try:
-                    version, found = ray.get(reference, timeout=60)
+                    version, found = ray.get(reference, timeout=120)
                 except ray.exceptions.RayError as error:
                     raise RetainError(f"Node {nodes[node]} of the Ray cluster does not work: {str(error).splitlines()[0]}") from error
                 if version != __version__:
