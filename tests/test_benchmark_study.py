@@ -1,0 +1,173 @@
+"""The benchmark: its cells, its search, what it measures, its page, and what it refuses."""
+
+import json
+
+import pytest
+
+from retain import metrics
+from retain.errors import InputError
+from retain.report import write_report
+from retain.runs import execute
+from retain.studies import find
+from retain.studies.benchmark import figures
+from retain.studies.benchmark.arms import stream_of
+from retain.studies.benchmark.reported import reported
+
+TINY = [
+    "train_steps=24",
+    "units=[16]",
+    "batch_size=32",
+    "lr=0.005",
+    "experiences=2",
+    "methods=[plain,ewc,er,separate,joint]",
+    "scenarios=[task,class]",
+    "search={ewc: [1.0e+1, 1.0e+8]}",
+    "searched=50",
+    "points=2",
+    "seeds=2",
+]
+
+
+@pytest.fixture(scope="module")
+def study():
+    return find("benchmark")
+
+
+@pytest.fixture(scope="module")
+def run(study, tmp_path_factory):
+    return execute(study, study.spec("quick", TINY), tmp_path_factory.mktemp("benchmark"))
+
+
+def cells_of(run):
+    return {(k, cell["scenario"], cell["method"]): cell for k, result in enumerate(run.results()) for cell in result["cells"]}
+
+
+def trials_of(run):
+    """Stored specs and results of the search."""
+    found = [(json.loads((path / "spec.json").read_text())["settings"], path) for path in sorted((run.path.parent / "cells").iterdir())]
+    return [(spec, json.loads((path / "seed-0" / "result.json").read_text())["cells"][0]) for spec, path in found if spec["validation"]]
+
+
+def test_every_method_in_every_scenario(run):
+    found = cells_of(run)
+    methods = {"task": ["plain", "ewc", "er", "separate", "joint"], "class": ["plain", "ewc", "er", "joint"]}
+    assert list(found) == [(k, scenario, method) for k in (0, 1) for scenario, chosen in methods.items() for method in chosen]
+    for k in (0, 1):
+        assert figures.final(found[k, "class", "plain"]) < 0.6 < figures.final(found[k, "class", "joint"])
+        assert figures.final(found[k, "class", "er"]) > figures.final(found[k, "class", "plain"])
+        assert found[k, "class", "er"]["carried"] > 100 * 784 * 4 and found[k, "class", "plain"]["carried"] == 0
+        assert found[k, "task", "separate"]["rows"][-1][0] == found[k, "task", "separate"]["rows"][1][0]  # nothing is forgotten
+    for (_, _, method), cell in found.items():
+        assert len(cell["rows"]) == (2 if method == "joint" else 3) and len(cell["ece"]) == 2 and all(0 <= e <= 1 for e in cell["ece"])
+        assert cell["seconds"] > 0 and (method == "joint" or [len(point) for point in cell["curve"]] == [1, 2])
+    assert found[0, "task", "plain"]["rows"] != found[1, "task", "plain"]["rows"]
+
+
+def test_the_search_takes_what_is_best_on_held_out_images_of_another_seed(study, run):
+    trials = trials_of(run)
+    assert len(trials) == 4 and {(spec["offset"], spec["validation"], spec["train_steps"]) for spec, _ in trials} == {(1000, 50, 6)}
+    for scenario in ("task", "class"):
+        mine = [cell for spec, cell in trials if spec["scenarios"] == [scenario]]
+        best = max(mine, key=lambda cell: (figures.average(cell["validation_rows"][-1]), -cell["strength"]))
+        assert [cells_of(run)[k, scenario, "ewc"]["strength"] for k in (0, 1)] == [best["strength"]] * 2
+    spec = study.spec("quick", TINY)
+    assert stream_of(spec, "task", 0).tasks[0].validation is None  # reported runs learn from all images
+
+
+def test_halving(study):
+    spec = study.spec("quick", ["methods=[ewc]", "scenarios=[class]", "search={ewc: [1.0, 2.0, 3.0, 4.0]}", "train_steps=100"])
+    first = study.trials(spec, [])
+    assert [cell.own_strengths["ewc"] for cell in first] == [1, 2, 3, 4] and {cell.train_steps for cell in first} == {25}
+
+    def scored(cells, best):
+        kept = [(cell.own_strengths["ewc"], cell) for cell in cells]
+        return [{"cells": [{"method": "ewc", "scenario": "class", "strength": s, "validation_rows": [[0.0], [best.get(s, 0.1)]]}]} for s, _ in kept]
+
+    rounds = [scored(first, {2.0: 0.9, 4.0: 0.8})]
+    second = study.trials(spec, rounds)
+    assert [cell.own_strengths["ewc"] for cell in second] == [2, 4] and {cell.train_steps for cell in second} == {50}
+    rounds.append(scored(second, {4.0: 0.9}))
+    assert study.trials(spec, rounds) == [] and study.settled(spec, rounds).own_strengths == {"ewc/class": 4.0}
+    tie = [scored(first, {}), scored(study.trials(spec, [scored(first, {})]), {})]
+    assert study.settled(spec, tie).own_strengths == {"ewc/class": 1.0}  # of equal ones the weakest
+
+
+def test_a_larger_grid_runs_only_what_is_new(study, run):
+    larger = study.spec("quick", [*TINY[:5], "methods=[plain,si]", *TINY[6:7], *TINY[8:]])
+    begun = []
+    again = execute(study, larger, run.path.parents[1], listener=lambda seed, arm, kind, fields: begun.append(arm) if kind == "epoch" else None)
+    assert again.path != run.path and {name.partition("@")[0] for name in begun} == {"si"}
+    both = cells_of(again)
+    assert all(both[k, "class", "plain"]["rows"] == cells_of(run)[k, "class", "plain"]["rows"] for k in (0, 1))
+
+
+def test_the_page_and_its_tables(study, run):
+    page = write_report(run).read_text()
+    for words in (
+        "Average accuracy at the end",
+        "What was kept, class-incremental",
+        "Methods compared, task-incremental",
+        "calibration error",
+        "Accuracy over time",
+    ):
+        assert words in page
+    markdown, latex = ((run.path / f"tables.{kind}").read_text() for kind in ("md", "tex"))
+    mean = metrics.estimate(figures.final(cells_of(run)[k, "task", "er"]) for k in (0, 1)).percent()
+    printed = mean.replace("±", r"$\pm$")
+    assert f"| ER | {mean} |" in markdown and f"ER & {printed} &" in latex and r"\toprule" in latex
+    assert "separate networks" in markdown and "Beside what is reported" not in markdown
+
+
+def test_verdicts():
+    assert figures.verdict([99.0, 99.2, 99.1], (99.06, 0.15)) == "agrees"
+    assert figures.verdict([97.0, 97.1, 97.2], (99.06, 0.15)) == "below"
+    assert figures.verdict([99.9, 99.9, 99.91], (99.06, 0.15)) == "above"
+    assert figures.verdict([99.0], (99.06, 0.15)) == "" and figures.verdict([99.0, 98.0], None) == ""
+
+
+def test_what_is_reported_belongs_to_the_published_setting(study):
+    assert reported(study.spec("split-mnist"), "class", "er") == (88.79, 0.2)
+    assert reported(study.spec("quick"), "class", "er") is None
+    assert reported(study.spec("split-mnist", ["experiences=2"]), "class", "er") is None
+
+
+def test_streams(study):
+    orders = {tuple(task.classes for task in stream_of(study.spec("quick"), "class", seed).tasks) for seed in range(3)}
+    assert len(orders) == 3
+    ascending = stream_of(study.spec("quick", ["class_order=ascending"]), "domain", 3)
+    assert [task.classes for task in ascending.tasks] == [(0, 1)] * 5
+    permuted = stream_of(study.spec("quick", ["stream=permuted", "pad=2", "experiences=3"]), "domain", 0)
+    assert len(permuted) == 3 and permuted.tasks[2].data.shape == (1, 32, 32)
+    pair = stream_of(study.spec("mnist-fashion", ["embedded=true"]), "domain", 0)
+    assert [task.id for task in pair.tasks] == ["mnist", "fashion"]
+
+
+def test_a_small_permuted_run(study, tmp_path):
+    settings = ["stream=permuted", "scenarios=[domain]", *TINY[:5], "methods=[plain,laplace]", "search={}", "seeds=1", "pull=proximal", "every=2"]
+    found = cells_of(execute(study, study.spec("quick", settings), tmp_path))
+    assert set(found) == {(0, "domain", "plain"), (0, "domain", "laplace")} and found[0, "domain", "laplace"]["carried"] > 0
+
+
+def test_plan(study):
+    plan = study.plan(study.spec("quick", TINY))
+    assert plan.stages[:2] == ["plain@task", "ewc@task"] and plan.steps == 24 * 2 * 9 and plan.seconds > 0
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("methods=[ewcc]", "methods: expected methods of the benchmark, found 'ewcc'. Did you mean 'ewc'"),
+        ("methods=[ewc,ewc]", "methods: expected every entry once"),
+        ("own_strengths={lwf: 3}", "own_strengths: expected methods that have a strength, found 'lwf'"),
+        ("search={ewc: [1.0]}", "search: expected at least two different strengths of 'ewc'"),
+        ("search_seed=1", "search_seed: expected a seed that is not reported"),
+        ("experiences=3", "parts: expected a divisor of the 10 classes"),
+        ("stream=mnist-fashion", r"scenarios: expected \[domain\]"),
+        ("methods=[separate]", "methods: expected a method that makes sense in some scenario"),
+    ],
+)
+def test_settings_that_do_not_go_together(study, setting, said, tmp_path):
+    more = ["scenarios=[class]"] if "separate" in setting else []
+    with pytest.raises(InputError, match=said):
+        execute(study, study.spec("quick", [*more, setting]), tmp_path)
+    assert not list(tmp_path.rglob("*.json"))
