@@ -15,6 +15,7 @@ from retain.studies.benchmark.spec import BenchmarkSpec
 
 Results = Sequence[dict[str, Any]]
 Cell = dict[str, Any]
+_WIDE = 10  # tasks that fit into a table
 
 
 def average(values: Sequence[float]) -> float:
@@ -107,6 +108,7 @@ def shown(spec: BenchmarkSpec, results: Results) -> tuple[list[Table], list[Figu
     tables = [_summary(spec, results, scenarios)]
     tables += [_beside(spec, results, scenario) for scenario in scenarios if any(reported(spec, scenario, m) for m in there(spec, results, scenario))]
     tables += [_measures(spec, results, scenario) for scenario in scenarios]
+    tables += [_by_task(spec, results, scenario) for scenario in scenarios if spec.experiences <= _WIDE]
     tables += [_cost(spec, results, scenarios)]
     tables += [table for scenario in scenarios if (table := _compared(spec, results, scenario))]
     drawn: list[Figure] = [_over_time(spec, results, scenarios)]
@@ -175,6 +177,20 @@ def _measures(spec: BenchmarkSpec, results: Results, scenario: str) -> Table:
 
 def _none(value: float | None) -> bool:
     return value is None or math.isnan(value)  # what is stored as null comes back as nan
+
+
+def _by_task(spec: BenchmarkSpec, results: Results, scenario: str) -> Table:
+    """Accuracy, likelihood and calibration of each task at the end."""
+    body = []
+    for method in there(spec, results, scenario):
+        cells = of(results, scenario, method)
+        found = []
+        for j in range(len(cells[0]["ece"])):
+            means = [estimate(values).mean for values in zip(*((c["rows"][-1][j], c["nll_rows"][-1][j], c["ece"][j]) for c in cells), strict=True)]
+            found.append(f"{100 * means[0]:.1f}, {means[1]:.2f}, {100 * means[2]:.1f}")
+        body.append([LABELS[method], *found])
+    note = "Accuracy in %, negative log likelihood in nats and expected calibration error in %, means over the seeds, whose tasks may hold other classes."
+    return Table(f"Each task at the end, {scenario}-incremental", ["", *(f"task {j + 1}" for j in range(len(body[0]) - 1))], body, note)
 
 
 def _percent(values: Sequence[float]) -> str:
