@@ -10,7 +10,7 @@ from retain import methods, models, tasks
 from retain.errors import InputError
 from retain.likelihoods import Bernoulli, Categorical, Gaussian
 from retain.methods import compose
-from retain.seeds import derive
+from retain.seeds import derive, generator
 from retain.tasks import Batch, Task, apply
 
 SMALL = {"hidden": (8,), "latent": 2, "likelihood": Gaussian(0.5)}
@@ -119,6 +119,23 @@ def test_a_watched_task_is_not_learned_again_and_an_unwatched_one_is(net):
     method.consolidate(model, task)  # nobody watched
     assert not torch.equal(before, parameters(method.generator)) and method.tasks == 2
     assert {int(state["step"]) for state in method._adam.state.values()} == {17}
+
+
+def test_unwatched_tasks_do_not_push_out_those_before(net):
+    first, second = tasks.split(parity(), 2)
+    method = methods.GenerativeReplay(epochs=1, lr=0.02, **SMALL)
+    method.consolidate(net(classes=4), first)
+    twin, g = models.copy(method.generator), draw(0)
+    adam = torch.optim.Adam(twin.parameters(), lr=0.02)
+    adam.load_state_dict(method._adam.state_dict())
+    g.set_state(method.draw.get_state())
+    (batch,) = second.batches(128, generator(0, "generator", 1, 0))
+    old = twin.sample(20, g)
+    adam.zero_grad()
+    (-(twin.elbo(batch.inputs, g).mean() + twin.elbo(old, g).mean()) / 2).backward()
+    adam.step()
+    method.consolidate(net(classes=4), second)
+    assert torch.allclose(parameters(method.generator), parameters(twin), atol=1e-6)
 
 
 def test_the_copies_do_not_move_and_are_let_go(net):
