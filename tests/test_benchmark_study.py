@@ -109,6 +109,7 @@ def test_the_page_and_its_tables(study, run):
         "Methods compared, task-incremental",
         "calibration error",
         "Accuracy over time",
+        "Each task at the end, class-incremental",
     ):
         assert words in page
     markdown, latex = ((run.path / f"tables.{kind}").read_text() for kind in ("md", "tex"))
