@@ -67,11 +67,13 @@ def test_one_run_end_to_end(tmp_path):
     settings = ("seconds=0.1", "samples=600", "dense_epochs=1", "points=3", "parts=[digits]", "heads=[shared]", "fractions=[0.1]")
     settings += ("experiments=[rows]", "rows=[prepost-2,tuned]", "rule_epochs=2", "rates=[0.01]", "attempts=1")
     settings += ("sections=[curves]", "images=digits", "size=32", "per_class=[1]", "recipes=[linear-probe]", "controls=[]", "tested=20", "own_rates={}")
+    settings += ("train_steps=3", "scenarios=[class]", "methods=[plain,er]", "search={}", "units=[8]")
     small = [word for setting in settings for word in ("--set", setting)]
     done = retain_command("run", "all", *TINY, *small, "--seeds", "1", "--out", "runs", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)  # one object and nothing else
-    study, bayes, path, plasticity, finetune = answer["studies"]
+    study, bayes, path, plasticity, finetune, benchmark = answer["studies"]
+    assert benchmark["headline"].startswith("class-incremental: ") and set(benchmark["numbers"]["class"]) == {"plain", "er"}
     assert bayes["headline"].startswith("Digits 0-4, then 5-9, one head of five outputs: with 10 % of the images")
     assert plasticity["headline"].startswith("MNIST after 1 pass: PrePost, 2 layers")
     assert finetune["headline"].startswith("At 1 image a class: linear-probe")
