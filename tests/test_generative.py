@@ -1,5 +1,7 @@
 """Generative replay, against hand computations."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 from test_replay import batch_of, draw, parity
@@ -127,7 +129,7 @@ def test_unwatched_tasks_do_not_push_out_those_before(net):
     method.consolidate(net(classes=4), first)
     twin, g = models.copy(method.generator), draw(0)
     adam = torch.optim.Adam(twin.parameters(), lr=0.02)
-    adam.load_state_dict(method._adam.state_dict())
+    adam.load_state_dict(deepcopy(method._adam.state_dict()))
     g.set_state(method.draw.get_state())
     (batch,) = second.batches(128, generator(0, "generator", 1, 0))
     old = twin.sample(20, g)
@@ -136,6 +138,18 @@ def test_unwatched_tasks_do_not_push_out_those_before(net):
     adam.step()
     method.consolidate(net(classes=4), second)
     assert torch.allclose(parameters(method.generator), parameters(twin), atol=1e-6)
+
+
+def test_a_state_can_be_gone_on_from_twice(net):
+    task, model, method = parity(), net(classes=4), methods.GenerativeReplay(epochs=1, **SMALL)
+    method.consolidate(model, task)
+    state, ends = deepcopy(method.state_dict()), []
+    for _ in range(2):
+        again = methods.GenerativeReplay(epochs=1, **SMALL)
+        again.load_state_dict(state, model)
+        again.consolidate(model, task)
+        ends.append(parameters(again.generator))
+    assert torch.equal(*ends)
 
 
 def test_the_copies_do_not_move_and_are_let_go(net):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any, Literal
 
 import torch
@@ -235,7 +236,7 @@ class GenerativeReplay(Method):
             self.generator.load_state_dict(state["generator"])
         if state["adam"] is not None and self.generator is not None:
             self._adam = torch.optim.Adam(self.generator.parameters(), lr=self.lr)
-            self._adam.load_state_dict(state["adam"])
+            self._adam.load_state_dict(deepcopy(state["adam"]))  # it would go on in the same memory
         if state["previous"] is not None and self.generator is not None:
             self.previous = frozen(self.generator)
             self.previous.load_state_dict(state["previous"])
