@@ -1,10 +1,11 @@
 """The benchmark: its cells, its search, what it measures, its page, and what it refuses."""
 
 import json
+import shutil
 
 import pytest
 
-from retain import metrics
+from retain import learn, metrics
 from retain.errors import InputError
 from retain.report import write_report
 from retain.runs import execute
@@ -172,3 +173,30 @@ def test_settings_that_do_not_go_together(study, setting, said, tmp_path):
     with pytest.raises(InputError, match=said):
         execute(study, study.spec("quick", [*more, setting]), tmp_path)
     assert not list(tmp_path.rglob("*.json"))
+
+
+def test_a_cell_is_the_same_whatever_the_grid_around_it(study):
+    one, two = (study.cells(study.spec("quick", [*TINY, *more]))[0] for more in ([], ["search_seed=7", "searched=60", "methods=[plain,si]", "search={}"]))
+    assert one.fingerprint(study) == two.fingerprint(study)
+
+
+def test_joint_training_has_the_steps_of_all_tasks(study, monkeypatch, tmp_path):
+    from retain.studies.benchmark import cell
+
+    taken = []
+
+    def watched(model, stream, *rest, **options):
+        taken.append((len(stream), options["steps"]))
+        return learn(model, stream, *rest, **options)
+
+    monkeypatch.setattr(cell, "learn", watched)
+    execute(study, study.spec("quick", [*TINY[:5], "methods=[plain,joint]", "scenarios=[class]", "search={}", "seeds=1"]), tmp_path)
+    assert taken == [(2, 24), (1, 48)]
+
+
+def test_a_search_that_was_lost_is_made_again_for_another_seed(study, tmp_path):
+    settings = [*TINY[:5], "methods=[ewc]", *TINY[6:-1]]
+    first = execute(study, study.spec("quick", [*settings, "seeds=1"]), tmp_path)
+    shutil.rmtree(first.path.parent / "cells")
+    both = cells_of(execute(study, study.spec("quick", [*settings, "seeds=2"]), tmp_path))
+    assert len({both[k, "class", "ewc"]["strength"] for k in (0, 1)}) == 1 and len(trials_of(first)) == 4
