@@ -75,7 +75,7 @@ def make(spec: BenchmarkSpec, method: str, scenario: str, seed: int) -> Method:
         "laplace": laplace,
         "laplace+er": lambda: compose(laplace(), er(weight="sum")),
         "vcl": partial(VCL, GaussianPrior(std=0.3), logvar=-8.0, beta=0.01, strength=force),
-        "lwf": LwF,
+        "lwf": partial(LwF, 0.25, weight="sum" if scenario == "class" else "past"),  # van de Ven's weights, whose code has no squared temperature
         "er": er,
         "der++": partial(DERpp, kept, seed=memory),
         "generative-replay": partial(GenerativeReplay, seed=memory),
