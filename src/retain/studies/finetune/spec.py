@@ -95,6 +95,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "classes": 5,
         "tested": 200,
         "validation": 100,
+        "per_class": (1, 10),
         "controls": ("mean-variance", "shuffled-blocks"),
         "epochs": 6,
         "least_steps": 30,
