@@ -49,6 +49,8 @@ bench: .venv/benched
 	OMP_NUM_THREADS=1 $(BIN)/python bench/posterior.py
 	OMP_NUM_THREADS=1 $(BIN)/python bench/diagnose.py
 	OMP_NUM_THREADS=1 $(BIN)/python bench/plasticity.py
+	OMP_NUM_THREADS=1 $(BIN)/python bench/streams.py
+	OMP_NUM_THREADS=1 $(BIN)/python bench/streams.py --setting small
 
 .venv/benched: .venv/installed
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --group bench
