@@ -115,6 +115,7 @@ class Sweep:
         check_count("samples", samples)
         if isinstance(data, TensorData):
             for part in drawn_rows(data, samples, self.seed, replacement=self.replacement).split(batch_size):
-                yield Batch(data.inputs[part], data.targets[part], self.task)
+                some = data.take(part)
+                yield Batch(some.inputs, some.targets, self.task)
             return
         yield from up_to(self.task.batches(batch_size), samples)

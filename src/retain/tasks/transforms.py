@@ -139,7 +139,7 @@ def permute(task: Task, parts: int, seed: int = 0, first: bool = False, *, scena
 
     Permuted MNIST (Goodfellow et al. 2013; Kirkpatrick et al. 2017). The first task is the original, unless ``first=True``, as in
     van de Ven et al. 2022. Order ``i`` depends on the seed and on ``i`` alone, so more parts leave the first ones as they were. The tasks share
-    the source's memory: a batch is permuted when it is drawn, and ``task.data.inputs`` makes a permuted copy whenever it is read.
+    the source's memory: a batch is permuted when it is drawn, and ``task.data.inputs`` makes a permuted copy when it is first read.
 
     Args:
         task: A task held in tensors ``[N, ...]``; a permutation acts on all of one input's entries (C*H*W for images).
@@ -188,11 +188,14 @@ class PermutedData(TensorData):
         self.source, self.targets = source, targets
         self.order = order.to(source.device)
         self.rows = torch.arange(len(source), device=source.device) if rows is None else rows
+        self._whole: Tensor | None = None
 
     @property
     def inputs(self) -> Tensor:  # type: ignore[override]
-        """All inputs, a new tensor."""
-        return self._drawn(self.rows)
+        """All inputs, in memory from now on."""
+        if self._whole is None:
+            self._whole = self._drawn(self.rows)
+        return self._whole
 
     @property
     def size(self) -> int:
