@@ -73,7 +73,7 @@ class Tally(Study):
             note(spec, f"step {part} {seed} {step}")
             recorder.event("epoch", task=part, epoch=step + 1, epochs=spec.steps, loss=float(x.sum()), accuracy={part: float(x[0].abs())})
             recorder.save(lambda x=x, step=step: {"x": x, "step": step + 1, "done": False})
-            time.sleep(spec.pause)
+            time.sleep(300 if spec.data and (Path(spec.data) / f"sleep-{part}").exists() else spec.pause)
         recorder.save(lambda: {"x": x, "step": spec.steps, "done": True}, final=True)
         return {"parts": {part: x.tolist()}}
 
@@ -270,8 +270,8 @@ def command(*words):
     return subprocess.Popen([sys.executable, "-c", CLI, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, start_new_session=True)
 
 
-def until(condition, process=None):
-    deadline = time.monotonic() + 100
+def until(condition, process=None, seconds=100):
+    deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline and (process is None or process.poll() is None)
         time.sleep(0.01)
@@ -296,11 +296,13 @@ def test_ctrl_c_and_a_killed_parent_leave_no_process_and_all_of_the_work(tmp_pat
     assert process.returncode == 130 and "Traceback" not in errors and "--resume" in errors and errors.rstrip().endswith("--jobs 2"), errors
     until(lambda: all(gone(words[3]) for words in noted(data, "begin")))
     before = len(noted(data, "step"))
+    (data / "sleep-a").touch()  # has nothing to say for a while, so that it cannot learn of its parent's death by that
     process = command(*words, "--resume")
     until(lambda: len(noted(data, "step")) > before + 4, process)
     process.kill()
     process.communicate(timeout=60)
-    until(lambda: all(gone(words[3]) for words in noted(data, "begin")))
+    until(lambda: all(gone(words[3]) for words in noted(data, "begin")), seconds=30)
+    (data / "sleep-a").unlink()
     run = execute(*tally(*settings, data=data), tmp_path / "out", resume=True, every=0)
     assert ends(tmp_path / "out") == whole and run.seeds() == [0]
     assert len(noted(data, "step")) <= 2 * 20 + 4  # the steps in which two pieces were cut off twice
