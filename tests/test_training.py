@@ -58,6 +58,14 @@ def test_matrix_curves_and_metrics(blobs, net):
     assert "after blobs-2" in str(result) and "<table>" in result._repr_html_()
 
 
+def test_the_curve_holds_the_tasks_met_so_far(blobs, net):
+    pair = [blobs(1), blobs(2)]
+    result = retain.learn(net(), pair, epochs=4, score_every=2)
+    assert [len(point) for point in result.curve] == [1, 1, 2, 2]
+    assert result.curve[-1] == result.rows[-1] and result.curve[1] == result.rows[1][:1]
+    assert result.anytime == pytest.approx(sum(sum(point) / len(point) for point in result.curve) / 4)
+
+
 def test_going_on_after_a_result_is_learning_at_once(blobs, net):
     stream = tasks.sequence(blobs(1), blobs(2))
     whole = retain.learn(net(), stream, methods.EWC(3.0), epochs=2, seed=1)

@@ -76,6 +76,17 @@ class Result:
         """See :func:`retain.metrics.forward_transfer`."""
         return metrics.forward_transfer(self.accuracy)
 
+    @property
+    def curve(self) -> list[list[float]]:
+        """Scores on the watched tasks met so far, at every point of training that was scored."""
+        points = [(self.learned.index(entry["task"]) + 1, entry["accuracy"]) for entry in self.history if entry["accuracy"]]
+        return [[scores[id] for id in self.tasks if id in self.learned[:count]] for count, scores in points]
+
+    @property
+    def anytime(self) -> float:
+        """See :func:`retain.metrics.anytime`; of the points that were scored, usually once an epoch."""
+        return metrics.anytime(self.curve)
+
     def table(self) -> Table:
         """The accuracy matrix as a table that prints and shows itself in a notebook."""
         labels = ["before", *(f"after {task}" for task in self.learned)]

@@ -19,7 +19,7 @@ from retain.studies.base import Keeper
 from retain.studies.benchmark.arms import make, network, stream_of, strength
 from retain.studies.benchmark.spec import BenchmarkSpec
 from retain.tasks import Stream, Task, joint
-from retain.training import Result, evaluate, learn
+from retain.training import evaluate, learn
 from retain.training.recorder import Recorder
 
 
@@ -99,7 +99,7 @@ def run(spec: BenchmarkSpec, method: str, scenario: str, seed: int, keeper: Keep
         "nll_rows": result.nll_rows,
         "validation_rows": result.validation_rows,
         "ece": [_ece(model, stream.at(j, len(stream) - 1), chosen) for j in range(len(stream))],
-        "curve": [] if one else _curve(result),
+        "curve": [] if one else result.curve,
         "open": _open(model, stream) if one else None,
         "seconds": clock.seconds,
         "carried": _bytes(chosen.state_dict()),
@@ -117,12 +117,6 @@ def _score_every(spec: BenchmarkSpec, steps: int, task: Task) -> int:
         return 1
     passes = math.ceil(steps / (task.data.steps(spec.batch_size) or 1))
     return max(1, math.ceil(passes / spec.points))
-
-
-def _curve(result: Result) -> list[list[float]]:
-    """At every point that was scored, the accuracies on the tasks met so far."""
-    ids = result.tasks
-    return [[entry["accuracy"][id] for id in ids[: ids.index(entry["task"]) + 1]] for entry in result.history if entry["accuracy"]]
 
 
 def _open(model: nn.Module, stream: Stream) -> list[float]:
