@@ -99,7 +99,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "controls": ("mean-variance", "shuffled-blocks"),
         "epochs": 6,
         "least_steps": 30,
-        "looked": 30,
+        "looked": 20,
         "surface_points": 5,
         "small_samples": (10, 100, 1000),
         "small_width": 64,
