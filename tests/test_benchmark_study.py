@@ -8,7 +8,7 @@ import pytest
 from retain import learn, metrics
 from retain.errors import InputError
 from retain.report import write_report
-from retain.runs import execute
+from retain.runs import Run, execute
 from retain.studies import find
 from retain.studies.benchmark import figures
 from retain.studies.benchmark.arms import stream_of
@@ -131,6 +131,8 @@ def test_what_is_reported_belongs_to_the_published_setting(study):
     assert reported(study.spec("split-mnist"), "class", "er") == (88.79, 0.2)
     assert reported(study.spec("quick"), "class", "er") is None
     assert reported(study.spec("split-mnist", ["experiences=2"]), "class", "er") is None
+    assert reported(study.spec("split-mnist", ["train_steps=5"]), "class", "er") is None
+    assert reported(study.spec("paper"), "class", "er") == (88.79, 0.2)
 
 
 def test_streams(study):
@@ -200,3 +202,27 @@ def test_a_search_that_was_lost_is_made_again_for_another_seed(study, tmp_path):
     shutil.rmtree(first.path.parent / "cells")
     both = cells_of(execute(study, study.spec("quick", [*settings, "seeds=2"]), tmp_path))
     assert len({both[k, "class", "ewc"]["strength"] for k in (0, 1)}) == 1 and len(trials_of(first)) == 4
+
+
+def test_a_grid_whose_cells_are_all_another_runs(study, run):
+    some = execute(study, study.spec("quick", [*TINY[:5], "methods=[plain,er]", "scenarios=[class]", *TINY[7:]]), run.path.parents[1])
+    assert some.path != run.path and write_report(some).exists() and set(cells_of(some)) == {(k, "class", m) for k in (0, 1) for m in ("plain", "er")}
+
+
+def test_an_unfinished_search_has_no_page(study, tmp_path):
+    plain = study.spec("quick", [*TINY[:5], "methods=[plain,ewc]", "scenarios=[class]", "search={}", "seeds=1"])
+    execute(study, plain, tmp_path)
+
+    def stop(seed, arm, kind, fields):
+        raise KeyboardInterrupt
+
+    searching = study.spec("quick", [*TINY[:5], "methods=[plain,ewc]", "scenarios=[class]", *TINY[7:-1], "seeds=1"])
+    with pytest.raises(KeyboardInterrupt):
+        execute(study, searching, tmp_path, listener=stop)
+    with pytest.raises(InputError, match="a run whose search is finished"):
+        write_report(Run(tmp_path / "benchmark" / searching.fingerprint(study)))
+
+
+def test_a_strength_that_is_given_is_not_searched(study):
+    spec = study.spec("quick", ["methods=[ewc]", "scenarios=[task,class]", "own_strengths={ewc/class: 7}"])
+    assert {cell.scenarios for cell in study.trials(spec, [])} == {("task",)}

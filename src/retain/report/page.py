@@ -15,7 +15,7 @@ from retain.figures import svg
 from retain.report.cite import bibliography
 from retain.runs.execute import summarise
 from retain.runs.folder import Run, list_runs
-from retain.runs.grid import Grid
+from retain.runs.grid import Gathered, Grid
 from retain.runs.trials import settle
 from retain.studies import SUMMARIES, find, names
 from retain.training.checkpoints import write_file
@@ -42,7 +42,10 @@ def write_report(run: Run) -> Path:
     stored = run.spec()
     study = find(stored["study"])
     spec = study.spec_type.parse(stored["settings"])
-    gathered = Grid(study, settle(study, spec, run) or spec, run).gather()
+    whole = settle(study, spec, run)
+    if whole is None and not run.seeds():  # cells of other runs may fit by chance: they are not this run's
+        raise InputError("run", "a run whose search is finished", f"an unfinished search in {run.path}", "Go on with it: retain run ... --resume.")
+    gathered = Grid(study, whole, run).gather() if whole is not None else Gathered(run.results(), len(run.seeds()), spec.seeds, "seeds")
     if not gathered.results:
         raise InputError("run", "at least one finished seed, or cell of one", f"none in {run.path}", "Go on with it: retain run ... --resume.")
     outcome = summarise(study, spec, run, gathered)

@@ -123,7 +123,7 @@ class Grid:
             RetainError: If there is such a cell and ``force`` is not given.
         """
         todo = {piece.folder for piece in self.unfinished()}
-        if todo:
+        if todo or not (self.run.path / "env.json").exists():  # all of its cells may be another run's
             self.run.write("env.json", environment())
         if not self.cut:
             return

@@ -25,14 +25,14 @@ _CHUNK = 2**22
 """Entries turned at once: 16 MB in single precision."""
 
 
-def _check(task: Task, wanted: str, fits: Callable[[Tensor], bool]) -> None:
+def _check(task: Task, wanted: str, fits: Callable[[Tensor], bool] | None = None) -> None:
     for part in _PARTS:
         data = getattr(task, part)
         if data is None:
             continue
         if not isinstance(data, TensorData):
             raise InputError(part, f"tensors, {wanted}", type(data).__name__)
-        if not fits(data.inputs):
+        if fits is not None and not fits(data.inputs):
             raise InputError(f"{part} of task '{task.id}'", wanted, f"shape {list(data.inputs.shape)} of {data.inputs.dtype}")
 
 
@@ -79,7 +79,7 @@ def shift_labels(task: Task, by: int) -> Task:
     by = check_count("by", by, least=0)
     if not isinstance(task.likelihood, Categorical) or task.classes is None:
         raise InputError("task", "a classification task whose classes are known", repr(task))
-    _check(task, "whose labels can be shifted", lambda x: True)
+    _check(task, "whose labels can be shifted")
     if by == 0:
         return task
     found = {part: getattr(task, part) for part in _PARTS}
@@ -216,7 +216,7 @@ class PermutedData(TensorData):
     def to(self, device: torch.device, dtype: torch.dtype | None = None) -> PermutedData:
         """The same on ``device``."""
         source = self.source.to(device, dtype if self.source.is_floating_point() else None)
-        return PermutedData(source, self.targets.to(device), self.order, self.rows.to(device))
+        return PermutedData(source, self.targets.to(device, dtype if self.targets.is_floating_point() else None), self.order, self.rows.to(device))
 
     def take(self, rows: Tensor) -> PermutedData:
         """The samples at ``rows``, in that order; they share the memory too."""

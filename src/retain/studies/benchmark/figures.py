@@ -57,9 +57,9 @@ def verdict(found: Sequence[float], said: tuple[float, float] | None) -> str:
         said: What is reported, and its standard error.
 
     Returns:
-        A word; empty if nothing is reported or one seed says too little.
+        A word; empty if nothing is reported, or without an error, or one seed says too little.
     """
-    if said is None or len(found) < 2:
+    if said is None or not said[1] or len(found) < 2:
         return ""
     ours, around = interval(found), 1.96 * said[1]
     if ours.low > said[0] + around:
@@ -164,7 +164,7 @@ def _measures(spec: BenchmarkSpec, results: Results, scenario: str) -> Table:
     for method in there(spec, results, scenario):
         cells = of(results, scenario, method)
         one = method == "joint"  # it meets all tasks at once: what is measured between tasks has no meaning
-        found = ["" if one else _percent([measure(cell) for cell in cells]) for measure in columns.values()]
+        found = ["" if one or (name, scenario) == ("forward transfer", "class") else _percent([measure(c) for c in cells]) for name, measure in columns.items()]
         nll = estimate(average(cell["nll_rows"][-1]) for cell in cells)
         ece = estimate(average(cell["ece"]) for cell in cells)
         body.append([LABELS[method], *found, "" if one else unyielding(method), _plain(nll), ece.percent()])
@@ -210,7 +210,7 @@ def _cost(spec: BenchmarkSpec, results: Results, scenarios: Sequence[str]) -> Ta
             continue
         seconds = [f"{estimate(cell['seconds'] for cell in found).mean:.0f}" if found else "–" for found in cells]
         forces = [", ".join(sorted({f"{cell['strength']:g}" for cell in found if not _none(cell["strength"])})) if found else "" for found in cells]
-        body.append([LABELS[method], *seconds, f"{max(c['carried'] for found in cells for c in found) / 1e6:.1f}", *forces])
+        body.append([LABELS[method], *seconds, "" if method == "joint" else f"{max(c['carried'] for found in cells for c in found) / 1e6:.1f}", *forces])
     columns = ["", *(f"{s}, CPU s" for s in scenarios), "carried, MB", *(f"strength, {s}" for s in scenarios)]
     note = "CPU seconds of one run, scoring included. Carried: tensors beside the network that a method needs for the next task."
     return Table("Cost and strengths", columns, body, note)

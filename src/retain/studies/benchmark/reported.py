@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from retain.studies.benchmark.spec import BenchmarkSpec
+from retain.studies.benchmark.spec import PRESETS, BenchmarkSpec
 
 _THREE = "van de Ven, Tuytelaars and Tolias 2022"
 _FEEDBACK = "van de Ven and Tolias 2018"
@@ -59,22 +59,32 @@ _NUMBERS: dict[tuple[str, int], dict[str, dict[str, tuple[float, float]]]] = {
 _SOURCES = {("split", 5): _THREE, ("permuted", 10): f"{_FEEDBACK}, standard errors of at most 0.62", ("permuted", 50): f"{_RITTER}: above 90"}
 
 
+_SETTING = ("units", "train_steps", "batch_size", "optimizer", "lr", "schedule", "pad", "class_order", "budget", "budget_of")
+_PRESETS = {("split", 5): "split-mnist", ("permuted", 10): "permuted-mnist-10", ("permuted", 50): "permuted-mnist-50"}
+
+
+def _published(spec: BenchmarkSpec) -> bool:
+    """Whether network, steps and the like are those of the preset that follows the paper."""
+    name = _PRESETS.get((spec.stream, spec.experiences))
+    return name is not None and all(getattr(spec, key) == getattr(BenchmarkSpec.parse(PRESETS[name]), key) for key in _SETTING)
+
+
 def source(spec: BenchmarkSpec) -> str:
     """Who reports on this stream; empty if nobody here, or if the images are only a part."""
-    return "" if spec.embedded else _SOURCES.get((spec.stream, spec.experiences), "")
+    return "" if spec.embedded or not _published(spec) else _SOURCES.get((spec.stream, spec.experiences), "")
 
 
 def reported(spec: BenchmarkSpec, scenario: str, method: str) -> tuple[float, float] | None:
     """Average accuracy at the end, in per cent, and its standard error (0: not given).
 
     Args:
-        spec: The settings; on embedded images nothing is reported.
+        spec: The settings; on embedded images, or in another setting than the paper's, nothing is reported.
         scenario: By name.
         method: By name.
 
     Returns:
         Both, or ``None`` if nothing is reported.
     """
-    if spec.embedded:
+    if spec.embedded or not _published(spec):
         return None
     return _NUMBERS.get((spec.stream, spec.experiences), {}).get(scenario, {}).get(method)

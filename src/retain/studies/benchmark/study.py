@@ -122,7 +122,8 @@ class BenchmarkStudy(Study):
     @staticmethod
     def _left(spec: BenchmarkSpec, method: str, scenario: str, rounds: Sequence[Sequence[dict[str, Any]]]) -> list[float]:
         """Strengths that are still in the race, weakest first; of equal ones the weaker stays."""
-        left = sorted(spec.search.get(method, ()))
+        given = {method, f"{method}/{scenario}"} & set(spec.own_strengths)  # what a person gives is not searched
+        left = [] if given else sorted(spec.search.get(method, ()))
         for trials in rounds:
             if len(left) < 2:
                 break
@@ -133,7 +134,8 @@ class BenchmarkStudy(Study):
 
     def settled(self, spec: BenchmarkSpec, rounds: Sequence[Sequence[dict[str, Any]]]) -> BenchmarkSpec:
         """The spec with the strengths that were found."""
-        found = {f"{method}/{scenario}": self._left(spec, method, scenario, rounds)[0] for scenario, method in self._pairs(spec) if method in spec.search}
+        chosen = {f"{method}/{scenario}": self._left(spec, method, scenario, rounds) for scenario, method in self._pairs(spec)}
+        found = {key: left[0] for key, left in chosen.items() if left}
         return spec.model_copy(update={"own_strengths": {**spec.own_strengths, **found}, "search": {}})
 
     def plan(self, spec: BenchmarkSpec) -> Plan:
