@@ -66,7 +66,10 @@ _PRESETS = {("split", 5): "split-mnist", ("permuted", 10): "permuted-mnist-10", 
 def _published(spec: BenchmarkSpec) -> bool:
     """Whether network, steps and the like are those of the preset that follows the paper."""
     name = _PRESETS.get((spec.stream, spec.experiences))
-    return name is not None and all(getattr(spec, key) == getattr(BenchmarkSpec.parse(PRESETS[name]), key) for key in _SETTING)
+    if name is None:
+        return False
+    published = BenchmarkSpec.parse(PRESETS[name])
+    return all(getattr(spec, key) == getattr(published, key) for key in _SETTING)
 
 
 def source(spec: BenchmarkSpec) -> str:

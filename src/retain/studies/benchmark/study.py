@@ -14,7 +14,7 @@ import torch
 from retain.errors import InputError, nearest
 from retain.studies.base import Keeper, Outcome, Plan, Study
 from retain.studies.benchmark import figures
-from retain.studies.benchmark.arms import DEFAULTS, LABELS, applies, make, network, stream_of, strength
+from retain.studies.benchmark.arms import DEFAULTS, applies, make, network, stream_of, strength
 from retain.studies.benchmark.cell import run, stage
 from retain.studies.benchmark.spec import PRESETS, BenchmarkSpec
 from retain.studies.steps import measured_step
@@ -165,6 +165,3 @@ class BenchmarkStudy(Study):
         """The sentence, tables and figures of the report."""
         tables, drawn = figures.shown(spec, results)
         return Outcome(figures.sentence(spec, results), tables, drawn, figures.notes(spec), figures.numbers(spec, results))
-
-
-__all__ = ["LABELS", "BenchmarkStudy"]
