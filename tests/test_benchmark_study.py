@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from retain import learn, metrics
-from retain.errors import InputError
+from retain.errors import InputError, RetainError, RetainWarning
 from retain.report import write_report
 from retain.runs import Run, execute
 from retain.studies import find
@@ -91,6 +91,14 @@ def test_halving(study):
     assert study.trials(spec, rounds) == [] and study.settled(spec, rounds).own_strengths == {"ewc/class": 4.0}
     tie = [scored(first, {}), scored(study.trials(spec, [scored(first, {})]), {})]
     assert study.settled(spec, tie).own_strengths == {"ewc/class": 1.0}  # of equal ones the weakest
+    many = study.spec("quick", ["methods=[ewc]", "scenarios=[class]", "train_steps=100", f"search={{ewc: {[float(k) for k in range(1, 17)]}}}"])
+    rounds = []
+    for count, steps in ((16, 25), (8, 50), (4, 100), (2, 100)):  # never beyond what is reported
+        cells = study.trials(many, rounds)
+        assert (len(cells), {cell.train_steps for cell in cells}) == (count, {steps})
+        rounds.append(scored(cells, {1.0: 0.9}))
+    assert study.trials(many, rounds) == []
+    assert study.plan(many).search_steps == 5 * (16 * 25 + 8 * 50 + 4 * 100 + 2 * 100)
 
 
 def test_a_larger_grid_runs_only_what_is_new(study, run):
@@ -155,6 +163,7 @@ def test_a_small_permuted_run(study, tmp_path):
 def test_plan(study):
     plan = study.plan(study.spec("quick", TINY))
     assert plan.stages[:2] == ["plain@task", "ewc@task"] and plan.steps == 24 * 2 * 9 and plan.seconds > 0
+    assert plan.search_steps == 2 * 2 * 6 * 2 and plan.search_seconds > 0
 
 
 @pytest.mark.parametrize(
@@ -164,6 +173,7 @@ def test_plan(study):
         ("methods=[ewc,ewc]", "methods: expected every entry once"),
         ("own_strengths={lwf: 3}", "own_strengths: expected methods that have a strength, found 'lwf'"),
         ("search={ewc: [1.0]}", "search: expected at least two different strengths of 'ewc'"),
+        ("searched=9000", "searched: expected fewer images than the smallest task has, [0-9]+, found 9000"),
         ("search_seed=1", "search_seed: expected a seed that is not reported"),
         ("experiences=3", "parts: expected a divisor of the 10 classes"),
         ("stream=mnist-fashion", r"scenarios: expected \[domain\]"),
@@ -226,3 +236,60 @@ def test_an_unfinished_search_has_no_page(study, tmp_path):
 def test_a_strength_that_is_given_is_not_searched(study):
     spec = study.spec("quick", ["methods=[ewc]", "scenarios=[task,class]", "own_strengths={ewc/class: 7}"])
     assert {cell.scenarios for cell in study.trials(spec, [])} == {("task",)}
+
+
+def test_a_strength_that_diverges_is_the_worst_and_stops_nothing(study, tmp_path):
+    small = ["methods=[ewc]", "scenarios=[task]", "optimizer=sgd", "lr=0.05", "search={ewc: [1.0, 1.0e+30]}", "seeds=1"]
+    with pytest.warns(RetainWarning, match="diverges under SGD"):
+        run = execute(study, study.spec("quick", [*TINY, *small]), tmp_path)
+    (cell,) = run.results()[0]["cells"]
+    assert cell["strength"] == 1.0
+    assert sorted("diverged" in cell for _, cell in trials_of(run)) == [False, True]
+    alone = study.spec("quick", [*TINY, *small, "search={}", "own_strengths={ewc: 1.0e+30}"])
+    with pytest.warns(RetainWarning, match="diverges under SGD"), pytest.raises(RetainError, match="no longer finite"):
+        execute(study, alone, tmp_path)  # what is reported has to be whole
+
+
+def test_fresh_leaves_nothing_of_what_was_there(study, tmp_path, monkeypatch):
+    spec = study.spec("quick", [*TINY, "methods=[ewc]", "scenarios=[task]"])
+    run = execute(study, spec, tmp_path)
+    before = sorted(tmp_path.rglob("result.json"))
+    assert len(before) == 2 + 2 * 2
+
+    def killed(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("retain.studies.benchmark.study.run", killed)
+    with pytest.raises(KeyboardInterrupt):
+        execute(study, spec.model_copy(update={"seeds": 1}), tmp_path, fresh=True)
+    assert not list(tmp_path.rglob("result.json"))
+    with pytest.raises(InputError, match="the search"):
+        execute(study, spec, tmp_path)
+    monkeypatch.undo()
+    assert execute(study, spec, tmp_path, resume=True).results() != [] and sorted(tmp_path.rglob("result.json")) == before
+    assert run.read("summary.json")["notes"][-1].startswith("On the embedded")
+
+
+def test_parts_of_another_version_are_told(study, run, tmp_path):
+    copied = tmp_path / "benchmark"
+    shutil.copytree(run.path.parent, copied)
+    here = copied / run.path.name
+    old = copied / "cells" / Run(here).read("seed-1/cells.json")["cells"][0] / "seed-1" / "env.json"
+    old.write_text(old.read_text().replace('"torch": "', '"torch": "1.'))
+    write_report(Run(here))
+    (said,) = [note for note in Run(here).read("summary.json")["notes"] if "different versions" in note]
+    assert said.count("torch") == 2 and "torch 1." in said
+
+
+def test_a_setting_that_came_later_leaves_old_runs_what_they_were(study, run, tmp_path):
+    copied = tmp_path / "benchmark"
+    shutil.copytree(run.path.parent, copied)
+    stored = copied / run.path.name / "spec.json"
+    settings = json.loads(stored.read_text())
+    assert settings["settings"].pop("trial") is False
+    stored.write_text(json.dumps(settings))
+    spec = study.spec("quick", TINY)
+    assert execute(study, spec, tmp_path, at=stored.parent, resume=True).path == stored.parent
+    assert spec.fingerprint(study) == run.path.name != spec.model_copy(update={"trial": True}).fingerprint(study)
+    with pytest.raises(InputError, match="trial: expected false"):
+        execute(study, spec.model_copy(update={"trial": True}), tmp_path)

@@ -172,3 +172,9 @@ def test_the_live_display(capsys):
     console = Console(width=100, record=True, file=io.StringIO())
     console.print(display._view())
     assert "title" in console.export_text()
+
+
+def test_a_table_keeps_its_cells_in_any_form():
+    table = Table("T", ["", "a|b"], [["one\ntwo", "<b> 5\\"]])
+    assert table.markdown().splitlines()[2:] == ["|  | a\\|b |", "| :--- | ---: |", "| one two | \\<b> 5\\\\ |"]
+    assert r"one two & \textless{}b\textgreater{} 5\textbackslash{} \\" in table.latex()

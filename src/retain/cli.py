@@ -137,9 +137,14 @@ def report(runs: Annotated[list[str], typer.Argument(help="Runs: folders, starts
     from retain.report import write_index, write_report
     from retain.runs import find_run
 
+    homes = []
     for reference in runs:
-        typer.echo(write_report(find_run(reference, out)))
-    typer.echo(write_index(out))
+        run = find_run(reference, out)
+        typer.echo(write_report(run))
+        folder = run.path.parent.parent
+        homes.append(folder.parent if run.path.parent.name == "cells" else folder)
+    for home in dict.fromkeys(homes):
+        typer.echo(write_index(home))
 
 
 @app.command()
@@ -207,7 +212,7 @@ def _stored_spec(study: Study, at: Path) -> Spec:
 
 def _plan(study: Study, spec: Spec, *, quiet: bool) -> dict[str, Any]:
     plan = study.plan(spec)
-    total = plan.seconds * spec.seeds
+    total = plan.seconds * spec.seeds + plan.search_seconds
     answer = {
         "schema": 1,
         "study": study.name,
@@ -223,6 +228,8 @@ def _plan(study: Study, spec: Spec, *, quiet: bool) -> dict[str, Any]:
         typer.echo(f"\n{plan.parameters:,} parameters; training images: {', '.join(f'{k} {v:,}' for k, v in plan.samples.items())}")
         typer.echo(f"one batch: {plan.batch}")
         typer.echo(f"{spec.seeds} seeds x {len(plan.stages)} stages, {plan.steps * spec.seeds:,} steps, about {_duration(total)}")
+        if plan.search_steps:
+            typer.echo(f"of which the search: {plan.search_steps:,} steps before, about {_duration(plan.search_seconds)}")
         typer.echo(f"stages: {', '.join(plan.stages)}")
     return answer
 

@@ -11,6 +11,10 @@ class RetainError(Exception):
     """Anything Retain refuses or cannot finish. The message is meant for the person at the keyboard."""
 
 
+class DivergedError(RetainError):
+    """Training came to numbers that are not finite."""
+
+
 class InputError(RetainError, ValueError):
     """A value given by the user does not fit.
 

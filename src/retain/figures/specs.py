@@ -40,12 +40,13 @@ class Table:
         return f"<table><caption>{html.escape(self.title)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
     def markdown(self) -> str:
-        """The table as Markdown, its title in bold above and its note below."""
+        """The table as Markdown, its title in bold above and its note below; text that Markdown would take for marks is escaped."""
 
         def line(cells: list[str]) -> str:
-            return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+            return "| " + " | ".join(map(_markdown, cells)) + " |"
 
-        lines = [line(self.columns), line([":---", *["---:"] * (len(self.columns) - 1)]), *map(line, self.rows)]
+        rule = "| " + " | ".join([":---", *["---:"] * (len(self.columns) - 1)]) + " |"
+        lines = [line(self.columns), rule, *map(line, self.rows)]
         return "\n".join([f"**{self.title}**", "", *lines, *(["", self.note] if self.note else [])])
 
     def latex(self) -> str:
@@ -63,8 +64,14 @@ class Table:
         return self.text()
 
 
+def _markdown(text: str) -> str:
+    """A cell on one line, without what Markdown would take for a column, an escape or HTML."""
+    return "".join(f"\\{letter}" if letter in "\\|<" else letter for letter in " ".join(text.split("\n")))
+
+
 _LATEX = {
     "\\": r"\textbackslash{}",
+    "\n": " ",
     "±": r"$\pm$",
     "–": "--",
     "−": "$-$",

@@ -166,7 +166,7 @@ class GenerativeReplay(Method):
             made = VAE(inputs.shape[1:], hidden=self.hidden, latent=self.latent, likelihood=self.likelihood, seed=derive(self.seed, "generator"))
             self.generator = made.to(inputs.device, inputs.dtype)
         if self._adam is None:
-            self._adam = torch.optim.Adam(self.generator.parameters(), lr=self.lr)
+            self._adam = torch.optim.Adam(self.generator.parameters(), lr=self.lr, fused=True)
         with torch.enable_grad():
             bound = self.generator.elbo(inputs, self.draw).mean()
             self._elbo = bound.detach()
@@ -235,7 +235,7 @@ class GenerativeReplay(Method):
             self.generator = made.to(next(model.parameters()).device, next(iter(state["generator"].values())).dtype)
             self.generator.load_state_dict(state["generator"])
         if state["adam"] is not None and self.generator is not None:
-            self._adam = torch.optim.Adam(self.generator.parameters(), lr=self.lr)
+            self._adam = torch.optim.Adam(self.generator.parameters(), lr=self.lr, fused=True)
             self._adam.load_state_dict(deepcopy(state["adam"]))  # it would go on in the same memory
         if state["previous"] is not None and self.generator is not None:
             self.previous = frozen(self.generator)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from retain.errors import InputError, RetainError, check_count, check_positive
+from retain.errors import DivergedError, InputError, check_count, check_positive
 from retain.methods.base import Method
 from retain.methods.weighting import PerSample, Weighting
 from retain.models.bayesian import (
@@ -163,7 +163,7 @@ class VCL(Method):
         """Add the gradient of the divergence.
 
         Raises:
-            RetainError: If a mean or a variance is no longer finite.
+            DivergedError: If a mean or a variance is no longer finite.
         """
         self._check(self._layers)
         scale = self.weighting.factor(self._steps) * self.beta / self._new
@@ -237,7 +237,7 @@ class VCL(Method):
     def _check(self, layers: dict[str, BayesianLayer]) -> None:
         name = broken(layers)
         if name is not None:
-            raise RetainError(
+            raise DivergedError(
                 f"The posterior of '{name}' is no longer finite after step {self._steps} of this task ({self!r}). What was saved last is kept. "
                 "Lower lr, or start at a smaller logvar."
             )

@@ -69,8 +69,6 @@ def execute(
     failed: list[tuple[Piece, End]] = []
 
     def work(grid: Grid) -> None:
-        if fresh:
-            grid.clear()
         grid.prepare(force)
         failed.extend(grid.work(place))
 
@@ -78,7 +76,7 @@ def execute(
         if run.exists:
             _check(run, study, spec, resume=resume, fresh=fresh, force=force)
         if fresh:
-            run.clear()
+            _clear(study, spec, run)
         seeds = max([spec.seeds, *(k + 1 for k in run.seeds())])  # results that are there are not hidden
         settings = {**spec.model_dump(mode="json"), "seeds": seeds}
         run.write("spec.json", {"study": study.name, "version": study.version, "settings": settings})
@@ -130,6 +128,8 @@ def summarise(study: Study, spec: Spec, run: Run, gathered: Gathered) -> Outcome
         What was written.
     """
     outcome = study.summarise(spec, gathered.results)
+    if len(gathered.versions) > 1:
+        outcome.notes.append(f"Parts of this run were made by different versions: {'; '.join(gathered.versions)}.")
     if gathered.remark:
         outcome.headline += f" ({gathered.remark}.)"
         outcome.notes.insert(0, f"This run is not finished: {gathered.remark}. Go on with it: retain run {study.name} --resume {run.path}.")
@@ -146,18 +146,33 @@ def summarise(study: Study, spec: Spec, run: Run, gathered: Gathered) -> Outcome
     return outcome
 
 
+def _clear(study: Study, spec: Spec, run: Run) -> None:
+    """Remove all seeds of a run with its cells, those of its search too, before any is done again: a kill later brings back nothing."""
+    grids: list[Grid] = []
+    every = spec.model_copy(update={"seeds": max([spec.seeds, *(k + 1 for k in run.seeds())])})
+    whole = settle(study, every, run, grids.append, again=True)
+    if whole is not None:
+        grids.append(Grid(study, whole, run))
+    for grid in grids:
+        grid.clear()
+    run.clear()
+
+
 def _check(run: Run, study: Study, spec: Spec, *, resume: bool, fresh: bool, force: bool) -> None:
     stored = run.spec()
-    different = differences(stored.get("settings", {}), spec.model_dump(mode="json"), ignore=spec._unhashed)
+    later = {key: type(spec).model_fields[key].default for key in spec._later}
+    different = differences({**later, **stored.get("settings", {})}, spec.model_dump(mode="json"), ignore=spec._unhashed)
     if stored.get("study") != study.name or stored.get("version") != study.version:
         different = [f"study {stored.get('study')} version {stored.get('version')} there, {study.name} version {study.version} here", *different]
     if different:
         raise InputError("--resume", f"the settings of {run.path}", "; ".join(different), "Pass the same settings, or run without --resume.")
     if fresh:
         return
-    begun = [folder for folder in sorted(run.path.glob("seed-*")) if not (folder / "result.json").exists() and any(folder.iterdir())]
+    begun = [folder.name for folder in sorted(run.path.glob("seed-*")) if not (folder / "result.json").exists() and any(folder.iterdir())]
+    if not begun and not run.seeds() and study.trials(spec, []):
+        begun = ["the search"]
     if begun and not resume:
-        names = ", ".join(folder.name for folder in begun)
+        names = ", ".join(begun)
         raise InputError(
             "run", "a new run, or a finished one", f"an interrupted one in {run.path} ({names})", "Pass --resume to go on with it, or --fresh to start anew."
         )

@@ -131,13 +131,14 @@ class Run:
         """Inside the block no other process writes into this run.
 
         Raises:
-            RetainError: If one does, or the folder cannot be written.
+            InputError: If the folder cannot be written.
+            RetainError: If another process does.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             file = (self.path / ".lock").open("w")
         except OSError as error:
-            raise RetainError(f"{self.path} could not be written: {error.strerror}. Choose another folder with --out.") from error
+            raise InputError("--out", "a folder that can be written", f"{self.path}, which could not be written ({error.strerror})", "Choose another folder.") from error
         with file:
             try:
                 import fcntl  # POSIX alone; elsewhere nobody is kept out

@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +44,14 @@ class Gathered:
         done: Pieces that are finished.
         total: Pieces of the run.
         unit: What a piece is called.
+        versions: Of torch and of this package that made it.
     """
 
     results: list[dict[str, Any]]
     done: int
     total: int
     unit: str
+    versions: list[str] = field(default_factory=list)
 
     @property
     def remark(self) -> str:
@@ -82,7 +84,7 @@ class Grid:
         self.hashes = [cell.fingerprint(study) for cell in self.cells]
         self.cut = trials is not None or self.hashes != [spec.fingerprint(study)]
         whole = spec.model_dump(mode="json")
-        self.labels = [_label(whole, cell.model_dump(mode="json")) if self.cut else "" for cell in self.cells]
+        self.labels = [_label(whole, cell) if self.cut else "" for cell in self.cells]
         for i, one in enumerate(self.hashes):
             if one in self.hashes[:i]:
                 first = self.hashes.index(one)
@@ -212,7 +214,13 @@ class Grid:
                 if any(one is not None for one in found):
                     results.append(self.study.join(self.spec, found))
                     done += sum(one is not None for one in found)
-        return Gathered(results, done, len(seeds) * len(self.cells), "cells" if self.cut else "seeds")
+        return Gathered(results, done, len(seeds) * len(self.cells), "cells" if self.cut else "seeds", self._versions(seeds))
+
+    def _versions(self, seeds: list[int]) -> list[str]:
+        """What made the pieces that are finished: equal bits are promised within one of them."""
+        homes = {self.folder(cell) / f"seed-{seed}" for cell in range(len(self.cells)) for seed in seeds}
+        made = [Run(home).read("env.json") for home in homes if (home / "result.json").exists() and (home / "env.json").exists()]
+        return sorted({f"torch {one.get('torch')} with retain {one.get('retain')}" for one in made})
 
     def _here(self, pieces: list[Piece], tell: Listener) -> Ends:
         """In this process, with the study at hand; without cells the first error ends it."""
@@ -290,7 +298,9 @@ def raise_failures(failed: list[tuple[Piece, End]], run: Run, total: int) -> Non
     raise PieceError(message)
 
 
-def _label(whole: dict[str, Any], cell: dict[str, Any]) -> str:
-    """The settings in which a cell differs from the whole."""
-    words = [f"{key}={'+'.join(map(str, value)) if isinstance(value, list) else value}" for key, value in cell.items() if whole.get(key) != value]
+def _label(whole: dict[str, Any], cell: Spec) -> str:
+    """The settings in which a cell differs from the whole, but for those it does not use."""
+    usual = {key: field.default for key, field in type(cell).model_fields.items()}
+    different = {key: value for key, value in cell.model_dump(mode="json").items() if whole.get(key) != value and getattr(cell, key) != usual[key]}
+    words = [f"{key}={'+'.join(map(str, value)) if isinstance(value, list) else value}" for key, value in different.items()]
     return ", ".join(words)

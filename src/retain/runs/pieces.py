@@ -99,13 +99,14 @@ def claimed(folder: Path, seed: int) -> Iterator[bool]:
         Whether it is ours; if not, another process has it.
 
     Raises:
-        RetainError: If the folder cannot be written or its file system has no locks.
+        InputError: If the folder cannot be written.
+        RetainError: If its file system has no locks.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / f".seed-{seed}.lock").open("w")
     except OSError as error:
-        raise RetainError(f"{folder} could not be written: {error.strerror}. Choose another folder with --out.") from error
+        raise InputError("--out", "a folder that can be written", f"{folder}, which could not be written ({error.strerror})", "Choose another folder.") from error
     with file:
         yield _lock(file, folder)
 

@@ -31,10 +31,13 @@ class Spec(BaseModel):
     threads: int = Field(2, ge=1, le=1024, description="CPU threads; bits are promised at a fixed number")
 
     _unhashed: ClassVar[set[str]] = {"preset", "seeds", "data"}
+    _later: ClassVar[set[str]] = set()
+    """Settings that came when there were runs: at their defaults they leave a hash what it was."""
 
     def fingerprint(self, study: Study) -> str:
         """Eight characters that depend on the settings that change numbers, and on the study's version."""
-        fields = self.model_dump(mode="json", exclude=self._unhashed)
+        usual = {key for key in self._later if getattr(self, key) == type(self).model_fields[key].default}
+        fields = self.model_dump(mode="json", exclude=self._unhashed | usual)
         text = json.dumps({"study": study.name, "version": study.version, **fields}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
@@ -140,6 +143,8 @@ class Plan:
         steps: Optimiser steps of one seed.
         seconds: Expected time of one seed, from one measured batch.
         batch: What the measured batch looked like.
+        search_steps: Optimiser steps of the search that comes before all seeds.
+        search_seconds: Its expected time.
     """
 
     parameters: int
@@ -148,6 +153,8 @@ class Plan:
     steps: int
     seconds: float
     batch: str
+    search_steps: int = 0
+    search_seconds: float = 0.0
 
 
 class Study(ABC):

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from retain.errors import InputError, RetainError, check_count
+from retain.errors import DivergedError, InputError, check_count
 from retain.methods.base import Method, Plain
 from retain.models.parameters import copy, unwrap
 from retain.seeds import derive, generator, seeded
@@ -82,7 +82,7 @@ def learn(
 
     Raises:
         InputError: If a setting or the data do not fit.
-        RetainError: If the loss is no longer finite.
+        DivergedError: If the loss is no longer finite.
 
     Example:
         >>> from retain import learn, models, tasks
@@ -182,7 +182,7 @@ def learn(
                     count += 1
             passed, mean = count, float(total) / count
             if not math.isfinite(mean):
-                raise RetainError(
+                raise DivergedError(
                     f"The loss on task '{task.id}' is no longer finite in epoch {epoch + 1} ({method!r}, lr={lr:g}). "
                     "Lower lr or the strength, or use pull='proximal'."
                 )
@@ -194,12 +194,16 @@ def learn(
             recorder.event("epoch", method=str(method), epochs=passes, **entry)
             if epoch + 1 < passes:
                 recorder.save(lambda t=t, e=epoch + 1, o=stepper: _state(result, model, method, t, e, o, done=False))  # type: ignore[misc]
+        weights = _copied(model)
         keeper.finished(task.id)
         last = t + 1 == len(stream)
         if consolidate_last or not last:
             with seeded(seed, "remember", t):
                 method.consolidate(model, task)
-        _row(result, model, method, watched, stream, keeper, t, score_every)
+        if score_every and type(method).predict is Method.predict and not keeper.layers and _same(weights, _copied(model)):
+            _append(result, found, watched)  # scored after the last epoch, and it would answer the same again
+        else:
+            _row(result, model, method, watched, stream, keeper, t, score_every)
         recorder.save(lambda t=t, last=last: _state(result, model, method, t + 1, 0, None, done=last), final=last)  # type: ignore[misc]
     return result
 
@@ -258,11 +262,24 @@ def _score(
         if original.validation is not None:
             held_out[original.id], held_out_nll[original.id] = evaluate(model, task, method, part="validation")
         keeper.leave(before)
+    said = dict(zip(_SCORES, (scores, nlls, held_out, held_out_nll), strict=True))
     if row:
-        result.rows.append(list(scores.values()))
-        result.nll_rows.append(list(nlls.values()))
-        result.validation_rows.append([held_out.get(task.id, math.nan) for task in watched.tasks])
-    return dict(zip(_SCORES, (scores, nlls, held_out, held_out_nll), strict=True))
+        _append(result, said, watched)
+    return said
+
+
+def _copied(model: nn.Module) -> list[torch.Tensor]:
+    return [value.detach().clone() for value in (*model.parameters(), *model.buffers())]
+
+
+def _same(some: list[torch.Tensor], others: list[torch.Tensor]) -> bool:
+    return len(some) == len(others) and all(torch.equal(a, b) for a, b in zip(some, others, strict=True))
+
+
+def _append(result: Result, found: dict[str, dict[str, float]], watched: Stream) -> None:
+    """Scores as a row of the matrix."""
+    for rows, key in ((result.rows, "accuracy"), (result.nll_rows, "nll"), (result.validation_rows, "validation")):
+        rows.append([found[key].get(task.id, math.nan) for task in watched.tasks])
 
 
 def _empty(result: Result, tasks: int) -> None:

@@ -19,7 +19,7 @@ from retain.studies.base import Keeper
 from retain.studies.benchmark.arms import make, network, stream_of, strength
 from retain.studies.benchmark.spec import BenchmarkSpec
 from retain.tasks import Stream, Task, joint
-from retain.training import evaluate, learn
+from retain.training import evaluate, learn, measure
 from retain.training.recorder import Recorder
 
 
@@ -84,17 +84,17 @@ def run(spec: BenchmarkSpec, method: str, scenario: str, seed: int, keeper: Keep
         seed=seed,
         device=spec.device,
         watch=stream,
-        score_every=_score_every(spec, steps, taught.tasks[0]),
+        score_every=0 if spec.trial else _score_every(spec, steps, taught.tasks[0]),
         consolidate_last=False,
         recorder=clock,
     )
     model = result.model
     assert model is not None
+    what = {"method": method, "scenario": scenario, "setting": repr(chosen), "strength": strength(spec, method, scenario)}
+    if spec.trial:
+        return {**what, "validation_rows": measure(model, stream, len(stream), chosen).validation_rows[-1:], "seconds": clock.seconds}
     return {
-        "method": method,
-        "scenario": scenario,
-        "setting": repr(chosen),
-        "strength": strength(spec, method, scenario),
+        **what,
         "rows": result.rows,
         "nll_rows": result.nll_rows,
         "validation_rows": result.validation_rows,

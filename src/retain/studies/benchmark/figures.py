@@ -87,7 +87,7 @@ def notes(spec: BenchmarkSpec) -> list[str]:
     found = []
     if source(spec):
         found.append(f"Reported numbers are those of {source(spec)}; they are theirs, not ours.")
-    if spec.search:
+    if set(spec.search) & set(spec.methods):
         found.append(f"Strengths were chosen on {spec.searched} held-out images a task of seed {spec.search_seed}, which is not among the reported ones.")
     if spec.embedded:
         found.append("On the embedded images, a sixth of MNIST.")
@@ -230,7 +230,7 @@ def _compared(spec: BenchmarkSpec, results: Results, scenario: str) -> Table | N
         found = metrics.paired([row[i] for row in table], [row[best] for row in table])
         body.append([LABELS[methods[i]], f"{ranks.mean[i]:.1f}", *(["", ""] if i == best else [found.difference.percent(), f"{found.p:.3f}"])])
     note = (
-        f"Mean ranks over {runs(seeds)} (Friedman's test: p = {ranks.p:.2g}). Less the best: points with Student's 95 % interval, p by flipped signs, which "
+        f"Mean ranks over {runs(seeds)} (Friedman's test: p = {ranks.p:.2g}). Less the best on these same images: points with Student's 95 % interval, p by flipped signs, which "
         f"with {len(seeds)} seeds cannot be below {2.0 ** (1 - len(seeds)):.3g}."
     )
     return Table(f"Methods compared, {scenario}-incremental", ["", "mean rank", f"less {LABELS[methods[best]]}", "p"], body, note)

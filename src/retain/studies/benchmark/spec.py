@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -18,12 +18,14 @@ Strength = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 class BenchmarkSpec(Spec):
     """Settings of the benchmark."""
 
+    _later: ClassVar[set[str]] = {"trial"}
+
     stream: StreamName = Field(
         "split", description="split (one source cut by class), permuted (its pixels in other orders), mnist-fashion (one after the other)"
     )
     embedded: bool = Field(True, description="use the 10,000 + 2,000 images a source that come with Retain")
     offset: NonNegativeInt = Field(0, description="added to every seed")
-    validation: NonNegativeInt = Field(0, description="training images of each task held out, on which a search chooses; its own trials hold out searched")
+    validation: NonNegativeInt = Field(0, description="training images of each task that are held out and scored")
     scenarios: tuple[Scenario, ...] = Field(("task", "domain", "class"), min_length=1, description="task, domain, class")
     methods: tuple[str, ...] = Field(("plain", "ewc", "si", "lwf", "er", "joint"), min_length=1, description="what is compared, see docs/studies/benchmark.md")
     experiences: PositiveInt = Field(5, ge=2, description="tasks of the stream; mnist-fashion has 2")
@@ -43,6 +45,7 @@ class BenchmarkSpec(Spec):
     search: dict[str, tuple[Strength, ...]] = Field({}, description="strengths to choose from, by method, on searched images of the seed search_seed")
     search_seed: NonNegativeInt = Field(1000, description="seed of the search; never one that is reported")
     searched: PositiveInt = Field(500, description="training images of each task that the search holds out")
+    trial: bool = Field(False, description="a trial of the search: scored after the last task alone, and one that diverges is the worst")
     points: NonNegativeInt = Field(4, description="points of the anytime curve a task; 0 scores after every pass")
 
 

@@ -6,12 +6,13 @@ papers that the presets name.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 
-from retain.errors import InputError, nearest
+from retain.errors import DivergedError, InputError, nearest
 from retain.studies.base import Keeper, Outcome, Plan, Study
 from retain.studies.benchmark import figures
 from retain.studies.benchmark.arms import DEFAULTS, applies, make, network, stream_of, strength
@@ -61,10 +62,13 @@ class BenchmarkStudy(Study):
         """Build every method, load the data, and see that names and numbers go together."""
         choose_device(spec.device)
         spec.check_once("scenarios", "methods")
+        if spec.trial:
+            raise InputError("trial", "false", "true", "Trials are made by the search: set search.")
         if spec.start is not None:
             raise InputError("--from", "a study that starts from a stored model", "benchmark", "Leave it out: every method starts anew.")
         for method in spec.methods:
-            make(spec, method, spec.scenarios[0], 0)
+            for scenario in spec.scenarios:
+                make(spec, method, scenario, 0)
         for field in ("own_strengths", "search"):
             for key in getattr(spec, field):
                 method, _, scenario = key.partition("/")
@@ -84,7 +88,11 @@ class BenchmarkStudy(Study):
             raise InputError(
                 "methods", "a method that makes sense in some scenario", list(spec.methods), "Separate networks need the task's identity: add scenario task."
             )
-        stream_of(spec, spec.scenarios[0], spec.offset)
+        streams = [stream_of(spec, scenario, spec.offset) for scenario in spec.scenarios]
+        if spec.search:
+            least = min(task.n for stream in streams for task in stream.tasks)
+            if spec.searched >= least:
+                raise InputError("searched", f"fewer images than the smallest task has, {least}", spec.searched)
 
     def cells(self, spec: BenchmarkSpec) -> list[BenchmarkSpec]:
         """One for every method and scenario, with its own strength alone, so that other grids find it again."""
@@ -97,10 +105,21 @@ class BenchmarkStudy(Study):
         defaults = {name: BenchmarkSpec.model_fields[name].default for name in ("search_seed", "searched")}
         return spec.model_copy(update={"methods": (method,), "scenarios": (scenario,), "own_strengths": own, "search": {}, **defaults, **changes})
 
+    @staticmethod
+    def _held(spec: BenchmarkSpec) -> dict[str, Any]:
+        """In which settings a trial differs from a reported cell."""
+        return {"trial": True, "validation": spec.searched, "offset": spec.search_seed, "points": 1, "seeds": 1}
+
+    @staticmethod
+    def _trial_steps(spec: BenchmarkSpec, number: int) -> int:
+        """Steps a task in a round of trials: a quarter, a half, and at most all."""
+        return max(1, min(spec.train_steps, spec.train_steps * 2**number // 4))
+
     def trials(self, spec: BenchmarkSpec, rounds: Sequence[Sequence[dict[str, Any]]]) -> list[BenchmarkSpec]:
         """The next round of the search, by successive halving (Jamieson and Talwalkar 2016, https://arxiv.org/abs/1502.07943).
 
-        All strengths of a method and scenario are tried at a quarter of the steps, then the better half of them at half the steps, and so on.
+        All strengths of a method and scenario are tried at a quarter of the steps, then the better half of them at half the steps, and the better half of
+        those at all.
 
         Args:
             spec: The settings.
@@ -114,8 +133,7 @@ class BenchmarkStudy(Study):
             left = self._left(spec, method, scenario, rounds)
             if len(left) < 2:
                 continue
-            steps = max(1, spec.train_steps * 2 ** len(rounds) // 4)
-            held = {"validation": spec.searched, "offset": spec.search_seed, "train_steps": steps, "points": 1, "seeds": 1}
+            held = {**self._held(spec), "train_steps": self._trial_steps(spec, len(rounds))}
             found += [self._cell(spec, method, scenario, **held, own_strengths={method: value}) for value in left]
         return found
 
@@ -128,7 +146,7 @@ class BenchmarkStudy(Study):
             if len(left) < 2:
                 break
             mine = [cell for result in trials for cell in result["cells"] if (cell["method"], cell["scenario"]) == (method, scenario)]
-            score = {cell["strength"]: figures.average(cell["validation_rows"][-1]) for cell in mine}
+            score = {cell["strength"]: _held_out(cell) for cell in mine}
             left = sorted(sorted(left, key=lambda value: (-score[value], value))[: (len(left) + 1) // 2])
         return left
 
@@ -137,6 +155,17 @@ class BenchmarkStudy(Study):
         chosen = {f"{method}/{scenario}": self._left(spec, method, scenario, rounds) for scenario, method in self._pairs(spec)}
         found = {key: left[0] for key, left in chosen.items() if left}
         return spec.model_copy(update={"own_strengths": {**spec.own_strengths, **found}, "search": {}})
+
+    def _search_work(self, spec: BenchmarkSpec) -> tuple[int, float]:
+        """Optimiser steps of the search, as they are and in multiples of fine-tuning's."""
+        steps, work = 0, 0.0
+        for scenario, method in self._pairs(spec):
+            left, number = len(self._left(spec, method, scenario, ())), 0
+            while left > 1:
+                mine = left * self._trial_steps(spec, number) * spec.experiences
+                steps, work = steps + mine, work + mine * _COST.get(method, 1.0)
+                left, number = (left + 1) // 2, number + 1
+        return steps, work
 
     def plan(self, spec: BenchmarkSpec) -> Plan:
         """Time a few training steps and multiply."""
@@ -149,13 +178,22 @@ class BenchmarkStudy(Study):
         steps = spec.train_steps * len(stream)
         pairs = self._pairs(spec)
         work = sum(_COST.get(method, 1.0) for _, method in pairs)
+        tried, worked = self._search_work(spec)
         parameters = sum(p.numel() for p in model.parameters())
-        return Plan(parameters, {one.id: one.n for one in stream.tasks}, self.stages(spec), steps * len(pairs), second * steps * work, batch)
+        return Plan(parameters, {one.id: one.n for one in stream.tasks}, self.stages(spec), steps * len(pairs), second * steps * work, batch, tried, second * worked)
 
     def run(self, spec: BenchmarkSpec, seed: int, keeper: Keeper) -> dict[str, Any]:
-        """Every method in every scenario."""
-        seed += spec.offset
-        return {"cells": [run(spec, method, scenario, seed, keeper) for scenario, method in self._pairs(spec)]}
+        """Every method in every scenario; a trial of the search that diverges is a result too, the worst."""
+        found = []
+        for scenario, method in self._pairs(spec):
+            try:
+                found.append(run(spec, method, scenario, seed + spec.offset, keeper))
+            except DivergedError as error:
+                if not spec.trial:  # what is reported has to be whole
+                    raise
+                force = strength(spec, method, scenario)
+                found.append({"method": method, "scenario": scenario, "strength": force, "validation_rows": [[None]], "diverged": str(error)})
+        return {"cells": found}
 
     def join(self, spec: BenchmarkSpec, found: Sequence[dict[str, Any] | None]) -> dict[str, Any]:
         """The cells that are there."""
@@ -165,3 +203,9 @@ class BenchmarkStudy(Study):
         """The sentence, tables and figures of the report."""
         tables, drawn = figures.shown(spec, results)
         return Outcome(figures.sentence(spec, results), tables, drawn, figures.notes(spec), figures.numbers(spec, results))
+
+
+def _held_out(cell: dict[str, Any]) -> float:
+    """What a trial scores: average accuracy on held-out images at the end; one that diverged is below all others."""
+    found = figures.average(cell["validation_rows"][-1])
+    return -math.inf if math.isnan(found) else found
