@@ -138,7 +138,9 @@ class Run:
             self.path.mkdir(parents=True, exist_ok=True)
             file = (self.path / ".lock").open("w")
         except OSError as error:
-            raise InputError("--out", "a folder that can be written", f"{self.path}, which could not be written ({error.strerror})", "Choose another folder.") from error
+            raise InputError(
+                "--out", "a folder that can be written", f"{self.path}, which could not be written ({error.strerror})", "Choose another folder."
+            ) from error
         with file:
             try:
                 import fcntl  # POSIX alone; elsewhere nobody is kept out

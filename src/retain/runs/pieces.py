@@ -106,7 +106,9 @@ def claimed(folder: Path, seed: int) -> Iterator[bool]:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / f".seed-{seed}.lock").open("w")
     except OSError as error:
-        raise InputError("--out", "a folder that can be written", f"{folder}, which could not be written ({error.strerror})", "Choose another folder.") from error
+        raise InputError(
+            "--out", "a folder that can be written", f"{folder}, which could not be written ({error.strerror})", "Choose another folder."
+        ) from error
     with file:
         yield _lock(file, folder)
 

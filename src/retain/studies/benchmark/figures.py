@@ -230,8 +230,8 @@ def _compared(spec: BenchmarkSpec, results: Results, scenario: str) -> Table | N
         found = metrics.paired([row[i] for row in table], [row[best] for row in table])
         body.append([LABELS[methods[i]], f"{ranks.mean[i]:.1f}", *(["", ""] if i == best else [found.difference.percent(), f"{found.p:.3f}"])])
     note = (
-        f"Mean ranks over {runs(seeds)} (Friedman's test: p = {ranks.p:.2g}). Less the best on these same images: points with Student's 95 % interval, p by flipped signs, which "
-        f"with {len(seeds)} seeds cannot be below {2.0 ** (1 - len(seeds)):.3g}."
+        f"Mean ranks over {runs(seeds)} (Friedman's test: p = {ranks.p:.2g}). Less the best on these same images: points with Student's 95 % "
+        f"interval, p by flipped signs, which with {len(seeds)} seeds cannot be below {2.0 ** (1 - len(seeds)):.3g}."
     )
     return Table(f"Methods compared, {scenario}-incremental", ["", "mean rank", f"less {LABELS[methods[best]]}", "p"], body, note)
 

@@ -113,7 +113,7 @@ class BenchmarkStudy(Study):
     @staticmethod
     def _trial_steps(spec: BenchmarkSpec, number: int) -> int:
         """Steps a task in a round of trials: a quarter, a half, and at most all."""
-        return max(1, min(spec.train_steps, spec.train_steps * 2**number // 4))
+        return max(1, min(spec.train_steps, (spec.train_steps << number) // 4))
 
     def trials(self, spec: BenchmarkSpec, rounds: Sequence[Sequence[dict[str, Any]]]) -> list[BenchmarkSpec]:
         """The next round of the search, by successive halving (Jamieson and Talwalkar 2016, https://arxiv.org/abs/1502.07943).
@@ -180,7 +180,9 @@ class BenchmarkStudy(Study):
         work = sum(_COST.get(method, 1.0) for _, method in pairs)
         tried, worked = self._search_work(spec)
         parameters = sum(p.numel() for p in model.parameters())
-        return Plan(parameters, {one.id: one.n for one in stream.tasks}, self.stages(spec), steps * len(pairs), second * steps * work, batch, tried, second * worked)
+        return Plan(
+            parameters, {one.id: one.n for one in stream.tasks}, self.stages(spec), steps * len(pairs), second * steps * work, batch, tried, second * worked
+        )
 
     def run(self, spec: BenchmarkSpec, seed: int, keeper: Keeper) -> dict[str, Any]:
         """Every method in every scenario; a trial of the search that diverges is a result too, the worst."""
