@@ -248,3 +248,61 @@ def test_the_answers_kept_are_those_of_all_outputs_before_the_step(net):
     guard.penalty(batch, apply(model, batch))
     guard.optimizer.step()
     assert torch.equal(method.memory.rows["outputs"], before) and not torch.equal(model(batch.inputs), before)
+
+
+# a-gem
+
+
+def turned(method, model, old, new):
+    """The gradients of a step on new samples, before and after the method, and those of all old samples."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.001)
+    method.begin(model, new)
+    F.cross_entropy(apply(model, batch_of(new)), new.data.targets).backward()
+    before = torch.cat([p.grad.flatten().clone() for p in model.parameters()])
+    method.before_step(model, optimizer)
+    after = torch.cat([p.grad.flatten().clone() for p in model.parameters()])
+    loss = F.cross_entropy(apply(model, batch_of(old)), old.data.targets)
+    return before, after, torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))])
+
+
+def test_a_gem_projects_what_goes_against_the_old_samples(net):
+    old = parity()
+    new = Task((old.data.inputs, (old.data.targets + 1) % 4), id="contrary")
+    model, method = net(classes=4), methods.AGEM(1000, batch=1000)
+    retain.learn(model, [old], epochs=30, lr=0.01)
+    method.consolidate(model, old)
+    before, after, theirs = turned(method, model, old, new)
+    assert float(before @ theirs) < -1e-3 and abs(float(after @ theirs)) < 1e-6
+    assert torch.allclose(after, before - (before @ theirs) / (theirs @ theirs) * theirs, atol=1e-6)
+    assert method.report(model) == {"projected": 1.0}
+
+
+def test_a_gem_leaves_what_agrees_alone(net):
+    old, model, method = parity(), net(classes=4), methods.AGEM(1000, batch=1000)
+    before, after, _ = turned(method, model, old, old)
+    assert torch.equal(before, after) and method.report(model) == {}  # nothing is remembered yet
+    method.consolidate(model, old)
+    model.zero_grad()
+    before, after, theirs = turned(method, model, old, old)
+    assert float(before @ theirs) > 0 and torch.equal(before, after) and method.report(model) == {"projected": 0.0}
+
+
+def test_a_gem_comes_after_the_pulls(net):
+    old = parity()
+    for first in (0, 1):
+        model, parts = net(classes=4), [methods.AGEM(1000, batch=1000), methods.L2SP(30.0)]
+        parts[1].consolidate(model, old)  # holds the weights where they knew nothing
+        retain.learn(model, [old], epochs=30, lr=0.01)
+        parts[0].consolidate(model, old)
+        method = methods.compose(parts[first], parts[1 - first])
+        _, after, theirs = turned(method, model, old, old)
+        assert abs(float(after @ theirs)) < 1e-6 and method.report(model) == {"projected": 1.0}
+
+
+def test_a_gem_goes_on_counting(net):
+    model, method, again = net(classes=4), methods.AGEM(50), methods.AGEM(50)
+    method.consolidate(model, parity())
+    method.turned, method.steps = method.turned + 3, 4
+    again.begin(model, parity())
+    again.load_state_dict(method.state_dict(), model)
+    assert again.report(model) == {"projected": 0.75} and len(again.memory) == 40

@@ -1,5 +1,6 @@
 """What is carried from task to task: one contract, one method a file."""
 
+from retain.methods.agem import AGEM
 from retain.methods.base import Method, Plain
 from retain.methods.compose import compose
 from retain.methods.coreset import CoresetVCL
@@ -24,12 +25,13 @@ from retain.methods.weighting import Blundell, NoDivergence, OverBatches, PerSam
 METHODS: dict[str, type[Method]] = {
     method.name: method
     for method in (
-        *(Plain, EWC, OnlineEWC, StructuredLaplace, SSR, SI, MAS, RWalk, L2SP, LwF, ER, DERpp, GenerativeReplay, VCL, CoresetVCL, NewtonVCL),
+        *(Plain, EWC, OnlineEWC, StructuredLaplace, SSR, SI, MAS, RWalk, L2SP, LwF, ER, AGEM, DERpp, GenerativeReplay, VCL, CoresetVCL, NewtonVCL),
         SeparateNetworks,
     )
 }
 
 __all__ = [
+    "AGEM",
     "DERpp",
     "ER",
     "EWC",

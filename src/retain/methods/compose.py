@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from retain.errors import InputError
+from retain.methods.agem import AGEM
 from retain.methods.base import Method, Plain
 from retain.methods.er import ER
 from retain.methods.generative import GenerativeReplay
@@ -65,8 +66,8 @@ class Composed(Method):
         return sum(found[1:], start=found[0]) if found else None
 
     def before_step(self, model: nn.Module, optimizer: Optimizer) -> None:
-        """All act on the gradients; one that reads them for its own measure comes first, before any pull is in them."""
-        for part in sorted(self.parts, key=lambda part: not isinstance(part, PathMethod)):
+        """All act on the gradients; one that reads them for its own measure comes first, before any pull is in them, and one that projects them last."""
+        for part in sorted(self.parts, key=lambda part: (not isinstance(part, PathMethod)) + isinstance(part, AGEM)):
             part.before_step(model, optimizer)
 
     def after_step(self, model: nn.Module, optimizer: Optimizer) -> None:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from retain.errors import InputError, check_positive
-from retain.methods.memory import Memory, Replaying, Weight, balance
+from retain.methods.memory import Choose, Replaying, Weight, balance
 from retain.tasks.batch import Batch
-from retain.tasks.task import Task
 
 
 class ER(Replaying):
@@ -55,7 +53,7 @@ class ER(Replaying):
     def __init__(
         self,
         size: int = 1000,
-        choose: Literal["reservoir", "balanced", "per-class"] = "reservoir",
+        choose: Choose = "reservoir",
         *,
         strength: float = 1.0,
         weight: Weight = "tasks",
@@ -63,14 +61,12 @@ class ER(Replaying):
         online: bool = False,
         seed: int = 0,
     ) -> None:
-        super().__init__(size, batch, seed)
-        if choose not in ("reservoir", "balanced", "per-class"):
-            raise InputError("choose", "'reservoir', 'balanced' or 'per-class'", repr(choose))
+        super().__init__(size, batch, seed, choose)
         if weight not in ("tasks", "samples", "sum"):
             raise InputError("weight", "'tasks', 'samples' or 'sum'", repr(weight))
         if online and choose != "reservoir":
             raise InputError("online", f"False with choose={choose!r}", online, "Only a reservoir can be kept without knowing what is to come.")
-        self.choose, self.online = choose, online
+        self.online = online
         self.strength, self.weight = check_positive("strength", strength, zero=True), weight
 
     def penalty(self, model: nn.Module, batch: Batch, outputs: Tensor) -> Tensor | None:
@@ -83,36 +79,6 @@ class ER(Replaying):
         old = likelihood.mean_nll(self.ask(model, rows, batch.task), rows["targets"])
         share = len(rows["targets"]) / (len(rows["targets"]) + len(batch.targets)) if self.weight == "samples" else self.tasks / (self.tasks + 1)
         return balance(likelihood.mean_nll(outputs, batch.targets, batch.weight), old, self.weight, self.strength, share)
-
-    def offer(self, model: nn.Module, task: Task) -> None:
-        """Offer all of a task's training data, or choose by class."""
-        if self.choose == "reservoir":
-            super().offer(model, task)
-        else:
-            self._take_classes(task)
-
-    def _take_classes(self, task: Task) -> None:
-        """A reservoir for every class, all of them cut to the same size if there is a bound in all."""
-        pools: dict[int, Memory] = {}
-        for batch in task.batches(1000):
-            if batch.targets.is_floating_point() or batch.targets.ndim != 1:
-                raise InputError("choose", f"'reservoir' for task '{task.id}', whose targets are no classes", repr(self.choose))
-            rows = self.rows(batch)
-            for label in batch.targets.unique().tolist():
-                mine = batch.targets == label
-                pools.setdefault(label, Memory(self.size, self.memory.draw)).add(**{name: value[mine] for name, value in rows.items()})
-        parts = [pools[label].rows for label in sorted(pools)]
-        if len(self.memory):
-            parts = [self.memory.rows, *parts]
-        self.memory.rows = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        self.memory.seen += sum(pool.seen for pool in pools.values())
-        if self.choose == "balanced":
-            rows = self.memory.rows
-            _, group = torch.stack([rows["task"], rows["targets"]], 1).cpu().unique(dim=0, return_inverse=True)
-            each = max(1, self.size // (int(group.max()) + 1))
-            order = torch.randperm(len(group), generator=self.memory.draw)  # who goes is drawn: places in a reservoir are not in random order
-            kept = [order[group[order] == i][:each] for i in range(int(group.max()) + 1)]
-            self.memory.rows = self.memory.at(torch.cat(kept)[: self.size].sort().values)
 
     def settings(self) -> dict[str, Any]:
         """What it was made with."""

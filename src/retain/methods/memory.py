@@ -19,6 +19,7 @@ from retain.tasks.task import Task, as_task
 
 Active = tuple[int, ...] | None
 Weight = Literal["tasks", "sum", "samples"]
+Choose = Literal["reservoir", "balanced", "per-class"]
 
 
 class Memory:
@@ -106,9 +107,13 @@ class Replaying(Method):
         size: See :class:`Memory`.
         batch: Old samples a draw; as many as there are new ones by default.
         seed: Seed of the memory's draws.
+        choose: Who is kept: ``reservoir``, ``balanced`` or ``per-class``, see :class:`~retain.methods.ER`.
     """
 
-    def __init__(self, size: int, batch: int | None, seed: int) -> None:
+    def __init__(self, size: int, batch: int | None, seed: int, choose: Choose = "reservoir") -> None:
+        if choose not in ("reservoir", "balanced", "per-class"):
+            raise InputError("choose", "'reservoir', 'balanced' or 'per-class'", repr(choose))
+        self.choose = choose
         self.size, self.batch, self.seed = check_count("size", size), None if batch is None else check_count("batch", batch), seed
         self.memory = Memory(self.size, generator(seed, "replay"))
         self.tasks = 0
@@ -168,10 +173,36 @@ class Replaying(Method):
         self.tasks += 1
 
     def offer(self, model: nn.Module, task: Task) -> None:
-        """Offer all of a task's training data."""
+        """Offer all of a task's training data, or choose by class."""
+        if self.choose != "reservoir":
+            self._take_classes(task)
+            return
         with evaluating(model), torch.no_grad():
             for batch in task.batches(1000):
                 self.memory.add(**self.seen(model, batch))
+
+    def _take_classes(self, task: Task) -> None:
+        """A reservoir for every class, all of them cut to the same size if there is a bound in all."""
+        pools: dict[int, Memory] = {}
+        for batch in task.batches(1000):
+            if batch.targets.is_floating_point() or batch.targets.ndim != 1:
+                raise InputError("choose", f"'reservoir' for task '{task.id}', whose targets are no classes", repr(self.choose))
+            rows = self.rows(batch)
+            for label in batch.targets.unique().tolist():
+                mine = batch.targets == label
+                pools.setdefault(label, Memory(self.size, self.memory.draw)).add(**{name: value[mine] for name, value in rows.items()})
+        parts = [pools[label].rows for label in sorted(pools)]
+        if len(self.memory):
+            parts = [self.memory.rows, *parts]
+        self.memory.rows = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        self.memory.seen += sum(pool.seen for pool in pools.values())
+        if self.choose == "balanced":
+            rows = self.memory.rows
+            _, group = torch.stack([rows["task"], rows["targets"]], 1).cpu().unique(dim=0, return_inverse=True)
+            each = max(1, self.size // (int(group.max()) + 1))
+            order = torch.randperm(len(group), generator=self.memory.draw)  # who goes is drawn: places in a reservoir are not in random order
+            kept = [order[group[order] == i][:each] for i in range(int(group.max()) + 1)]
+            self.memory.rows = self.memory.at(torch.cat(kept)[: self.size].sort().values)
 
     def seen(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """What is kept of a batch that the model has learned."""

@@ -10,7 +10,8 @@ import torch
 from torch.nn import functional as F
 
 from retain.errors import InputError, nearest
-from retain.methods import ER, EWC, MAS, SI, VCL, DERpp, GenerativeReplay, LwF, Method, OnlineEWC, Plain, SeparateNetworks, StructuredLaplace, compose
+from retain.methods import AGEM, ER, EWC, MAS, SI, VCL, DERpp, GenerativeReplay, LwF, Method, OnlineEWC, Plain, SeparateNetworks, StructuredLaplace, compose
+from retain.methods.memory import Choose
 from retain.models import MLP, GaussianPrior
 from retain.seeds import derive, generator
 from retain.studies.benchmark.spec import BenchmarkSpec
@@ -30,6 +31,7 @@ LABELS = {
     "vcl": "VCL",
     "lwf": "LwF",
     "er": "ER",
+    "a-gem": "A-GEM",
     "der++": "DER++",
     "generative-replay": "generative replay",
     "separate": "separate networks",
@@ -62,7 +64,8 @@ def make(spec: BenchmarkSpec, method: str, scenario: str, seed: int) -> Method:
     force = strength(spec, method, scenario) or 0.0
     labels, memory = derive(seed, "labels") % 2**31, derive(seed, "memory") % 2**31
     kept = spec.budget if spec.budget_of == "all" else spec.budget * _classes(spec)
-    er = partial(ER, spec.budget, "per-class", seed=memory) if spec.budget_of == "class" else partial(ER, spec.budget, seed=memory)
+    choose: Choose = "per-class" if spec.budget_of == "class" else "reservoir"
+    er = partial(ER, spec.budget, choose, seed=memory)
     laplace = partial(StructuredLaplace, force, pull=spec.pull, every=spec.every if spec.pull == "proximal" else 1, seed=labels)
     makers: dict[str, Callable[[], Method]] = {
         "plain": Plain,
@@ -77,6 +80,7 @@ def make(spec: BenchmarkSpec, method: str, scenario: str, seed: int) -> Method:
         "vcl": partial(VCL, GaussianPrior(std=0.3), logvar=-8.0, beta=0.01, strength=force),
         "lwf": partial(LwF, 0.25, weight="sum" if scenario == "class" else "past"),  # van de Ven's weights, whose code has no squared temperature
         "er": er,
+        "a-gem": partial(AGEM, spec.budget, choose, seed=memory),
         "der++": partial(DERpp, kept, seed=memory),
         "generative-replay": partial(GenerativeReplay, seed=memory),
     }

@@ -21,7 +21,19 @@ from retain.studies.benchmark.spec import PRESETS, BenchmarkSpec
 from retain.studies.steps import measured_step
 from retain.training.devices import choose_device
 
-_COST = {"lwf": 1.6, "er": 1.9, "der++": 2.8, "generative-replay": 6.0, "laplace": 1.6, "laplace+er": 2.5, "vcl": 3.0, "si": 1.4, "ewc": 1.2, "mas": 1.2}
+_COST = {
+    "lwf": 1.6,
+    "er": 1.9,
+    "a-gem": 2.0,
+    "der++": 2.8,
+    "generative-replay": 6.0,
+    "laplace": 1.6,
+    "laplace+er": 2.5,
+    "vcl": 3.0,
+    "si": 1.4,
+    "ewc": 1.2,
+    "mas": 1.2,
+}
 """Of a cell, in multiples of fine-tuning."""
 
 
@@ -42,6 +54,7 @@ class BenchmarkStudy(Study):
         "nguyen2018variational",
         "li2018learning",
         "chaudhry2019tiny",
+        "chaudhry2019efficient",
         "buzzega2020dark",
         "shin2017continual",
         "lecun1998gradient",
