@@ -287,16 +287,21 @@ def test_a_gem_leaves_what_agrees_alone(net):
     assert float(before @ theirs) > 0 and torch.equal(before, after) and method.report(model) == {"projected": 0.0}
 
 
+class Uphill(methods.Method):
+    """What pulls against the old samples."""
+
+    def before_step(self, model, optimizer):
+        for p in model.parameters():
+            p.grad.neg_()
+
+
 def test_a_gem_comes_after_the_pulls(net):
     old = parity()
-    for first in (0, 1):
-        model, parts = net(classes=4), [methods.AGEM(1000, batch=1000), methods.L2SP(30.0)]
-        parts[1].consolidate(model, old)  # holds the weights where they knew nothing
-        retain.learn(model, [old], epochs=30, lr=0.01)
-        parts[0].consolidate(model, old)
-        method = methods.compose(parts[first], parts[1 - first])
+    for parts in ([methods.AGEM(1000, batch=1000), Uphill()], [Uphill(), methods.AGEM(1000, batch=1000)]):
+        model, method = net(classes=4), methods.compose(*parts)
+        method.consolidate(model, old)
         _, after, theirs = turned(method, model, old, old)
-        assert abs(float(after @ theirs)) < 1e-6 and method.report(model) == {"projected": 1.0}
+        assert abs(float(after @ theirs)) < 1e-5 and method.report(model) == {"projected": 1.0}
 
 
 def test_a_gem_goes_on_counting(net):
