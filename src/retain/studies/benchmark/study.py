@@ -22,8 +22,18 @@ from retain.studies.steps import measured_step
 from retain.training.devices import choose_device
 
 _COST = {
-    **{"ewc": 1.2, "online-ewc": 1.2, "mas": 1.2, "si": 1.3, "laplace": 4.0, "laplace+er": 5.0, "vcl": 3.2},
-    **{"lwf": 1.4, "er": 1.9, "a-gem": 2.0, "der++": 2.6, "generative-replay": 5.0},
+    "ewc": 1.2,
+    "online-ewc": 1.2,
+    "mas": 1.2,
+    "si": 1.3,
+    "laplace": 4.0,
+    "laplace+er": 5.0,
+    "vcl": 3.2,
+    "lwf": 1.4,
+    "er": 1.9,
+    "a-gem": 2.0,
+    "der++": 2.6,
+    "generative-replay": 5.0,
 }
 """Of a cell, in multiples of fine-tuning."""
 
