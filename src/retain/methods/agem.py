@@ -41,7 +41,7 @@ class AGEM(Replaying):
         >>> from retain import learn, methods, models, tasks
         >>> stream = tasks.split(tasks.digits(), 2, scenario="domain", relabel=True)
         >>> result = learn(models.MLP(64, 32, 5, seed=0), stream, methods.AGEM(100), epochs=20, optimizer="sgd", lr=0.05)
-        >>> result.accuracy[2, 0] > 0.7  # fine-tuning: 0.4
+        >>> bool(result.accuracy[2, 0] > 0.6)  # fine-tuning: 0.4, replay of the same samples: 0.87
         True
     """
 
