@@ -245,6 +245,11 @@ def test_a_strength_that_diverges_is_the_worst_and_stops_nothing(study, tmp_path
     (cell,) = run.results()[0]["cells"]
     assert cell["strength"] == 1.0
     assert sorted("diverged" in cell for _, cell in trials_of(run)) == [False, True]
+    with pytest.warns(RetainWarning, match="diverges under SGD"), pytest.raises(InputError, match="search: expected a strength of 'ewc' that does not"):
+        execute(study, study.spec("quick", [*TINY, *small, "search={ewc: [1.0e+30, 1.0e+31]}"]), tmp_path)
+    trial = next(path for path in (tmp_path / "benchmark" / "cells").iterdir() if "diverged" in (path / "seed-0" / "result.json").read_text())
+    with pytest.raises(InputError, match="a trial of the search"):
+        write_report(Run(trial))
     alone = study.spec("quick", [*TINY, *small, "search={}", "own_strengths={ewc: 1.0e+30}"])
     with pytest.warns(RetainWarning, match="diverges under SGD"), pytest.raises(RetainError, match="no longer finite"):
         execute(study, alone, tmp_path)  # what is reported has to be whole
@@ -255,6 +260,8 @@ def test_fresh_leaves_nothing_of_what_was_there(study, tmp_path, monkeypatch):
     run = execute(study, spec, tmp_path)
     before = sorted(tmp_path.rglob("result.json"))
     assert len(before) == 2 + 2 * 2
+    for path in before:
+        path.write_text(path.read_text().replace('"setting": "', '"setting": "stale '))
 
     def killed(*args, **kwargs):
         raise KeyboardInterrupt
@@ -262,11 +269,13 @@ def test_fresh_leaves_nothing_of_what_was_there(study, tmp_path, monkeypatch):
     monkeypatch.setattr("retain.studies.benchmark.study.run", killed)
     with pytest.raises(KeyboardInterrupt):
         execute(study, spec.model_copy(update={"seeds": 1}), tmp_path, fresh=True)
-    assert not list(tmp_path.rglob("result.json"))
+    assert not run.seeds()
     with pytest.raises(InputError, match="the search"):
         execute(study, spec, tmp_path)
     monkeypatch.undo()
+    execute(study, spec.model_copy(update={"seeds": 1}), tmp_path, resume=True)
     assert execute(study, spec, tmp_path, resume=True).results() != [] and sorted(tmp_path.rglob("result.json")) == before
+    assert not any("stale" in path.read_text() for path in before) and not (run.path / "fresh.json").exists()
     assert run.read("summary.json")["notes"][-1].startswith("On the embedded")
 
 
@@ -274,8 +283,10 @@ def test_parts_of_another_version_are_told(study, run, tmp_path):
     copied = tmp_path / "benchmark"
     shutil.copytree(run.path.parent, copied)
     here = copied / run.path.name
+    (here / "seed-1" / "result.json").unlink()
     old = copied / "cells" / Run(here).read("seed-1/cells.json")["cells"][0] / "seed-1" / "env.json"
     old.write_text(old.read_text().replace('"torch": "', '"torch": "1.'))
+    assert execute(study, study.spec("quick", TINY), tmp_path, resume=True).path == here
     write_report(Run(here))
     (said,) = [note for note in Run(here).read("summary.json")["notes"] if "different versions" in note]
     assert said.count("torch") == 2 and "torch 1." in said

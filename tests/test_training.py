@@ -568,3 +568,60 @@ def test_steps_need_a_known_number_of_batches():
     task = Task(torch.utils.data.DataLoader(Endless(), batch_size=4), n=20)
     with pytest.raises(InputError, match="steps: expected data of task 'task' that know their number of batches"):
         retain.learn(models.MLP(4, 2, seed=0), [task], steps=5)
+
+
+class Memo:
+    """A recorder that keeps the last checkpoint."""
+
+    def __init__(self):
+        self.state = None
+
+    def event(self, kind, **fields):
+        pass
+
+    def save(self, state, *, final=False):
+        self.state = state()
+
+    def load(self):
+        return self.state
+
+
+class Emptied(methods.Method):
+    """Sets the weights to zero when a task is over."""
+
+    def consolidate(self, model, task):
+        with torch.no_grad():
+            for p in model.parameters():
+                p.zero_()
+
+
+def test_a_row_is_what_the_model_answers_when_the_task_is_over(blobs, net, monkeypatch):
+    asked = []
+    monkeypatch.setattr("retain.training.loop.evaluate", lambda *args, **kwargs: asked.append(1) or evaluate(*args, **kwargs))
+    plain = retain.learn(net(), [blobs(1)], epochs=3, lr=0.05)
+    assert plain.rows[1] == [plain.history[-1]["accuracy"]["blobs-1"]] and len(asked) == 1 + 3  # not scored twice
+    asked.clear()
+    emptied = retain.learn(net(), [blobs(1)], Emptied(), epochs=3, lr=0.05)
+    assert len(asked) == 1 + 3 + 1 and emptied.rows[1] != [emptied.history[-1]["accuracy"]["blobs-1"]]
+
+
+def test_a_task_with_nothing_left_is_scored_when_it_is_gone_on_with(blobs, net):
+    memo, whole = Memo(), net()
+    stopped = retain.learn(whole, [blobs(1)], epochs=3, lr=0.05, recorder=memo)
+    memo.state = None
+
+    class Stop(Exception):
+        pass
+
+    class Once(Memo):
+        def save(self, state, *, final=False):
+            super().save(state)
+            if self.state["epoch"] == 2:
+                raise Stop
+
+    once = Once()
+    with pytest.raises(Stop):
+        retain.learn(net(), [blobs(1)], epochs=3, lr=0.05, recorder=once)
+    memo.state = once.state
+    short = retain.learn(net(), [blobs(1)], epochs=2, lr=0.05, recorder=memo)  # all of its passes are done
+    assert len(short.rows) == 2 and short.rows[1] == [short.history[1]["accuracy"]["blobs-1"]] and stopped.history[:2] == short.history

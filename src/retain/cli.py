@@ -137,13 +137,12 @@ def report(runs: Annotated[list[str], typer.Argument(help="Runs: folders, starts
     from retain.report import write_index, write_report
     from retain.runs import find_run
 
-    homes = []
+    homes = set()
     for reference in runs:
         run = find_run(reference, out)
         typer.echo(write_report(run))
-        folder = run.path.parent.parent
-        homes.append(folder.parent if run.path.parent.name == "cells" else folder)
-    for home in dict.fromkeys(homes):
+        homes |= {home for home in run.path.resolve().parents if home == out.resolve() or (home / "index.html").exists()}
+    for home in sorted(homes):
         typer.echo(write_index(home))
 
 
@@ -229,7 +228,7 @@ def _plan(study: Study, spec: Spec, *, quiet: bool) -> dict[str, Any]:
         typer.echo(f"one batch: {plan.batch}")
         typer.echo(f"{spec.seeds} seeds x {len(plan.stages)} stages, {plan.steps * spec.seeds:,} steps, about {_duration(total)}")
         if plan.search_steps:
-            typer.echo(f"of which the search: {plan.search_steps:,} steps before, about {_duration(plan.search_seconds)}")
+            typer.echo(f"of that time the search takes about {_duration(plan.search_seconds)}, for another {plan.search_steps:,} steps")
         typer.echo(f"stages: {', '.join(plan.stages)}")
     return answer
 

@@ -40,7 +40,7 @@ class Table:
         return f"<table><caption>{html.escape(self.title)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
     def markdown(self) -> str:
-        """The table as Markdown, its title in bold above and its note below; text that Markdown would take for marks is escaped."""
+        """The table as Markdown, its title in bold above and its note below; what Markdown would take for marks in a cell is escaped."""
 
         def line(cells: list[str]) -> str:
             return "| " + " | ".join(map(_markdown, cells)) + " |"
@@ -66,7 +66,7 @@ class Table:
 
 def _markdown(text: str) -> str:
     """A cell on one line, without what Markdown would take for a column, an escape or HTML."""
-    return "".join(f"\\{letter}" if letter in "\\|<" else letter for letter in " ".join(text.split("\n")))
+    return "".join(f"\\{letter}" if letter in "\\|<*`[" else letter for letter in " ".join(text.split("\n")))
 
 
 _LATEX = {

@@ -22,9 +22,9 @@ class AGEM(Replaying):
     .. math:: \tilde g = g - \min\Big(0, \frac{g^\top g_M}{g_M^\top g_M}\Big) \, g_M, \qquad g_M = \nabla_\theta \overline{\text{nll}}_M(\theta)
 
     Equation 11 and algorithm 2 of Chaudhry, Ranzato, Rohrbach and Elhoseiny 2019 (https://arxiv.org/abs/1812.00420): g is the step's gradient, M a batch drawn
-    from a memory of all old tasks. Where the two agree, g is left as it is; where they do not, it is projected onto what leaves the old loss alone. All
-    parameters are one vector. Under an optimiser that scales or remembers gradients, as Adam does, the step is not the projected direction, and may raise
-    the old loss after all.
+    from a memory of all old tasks. Where the two agree, g is left as it is; where they do not, it is projected onto what leaves the old loss alone. The
+    parameters that the step trains are one vector. Under an optimiser that scales or remembers gradients, as Adam does, the step is not the projected
+    direction, and may raise the old loss after all.
 
     A reservoir by default; the memory takes a task in when it is over, so that the samples are those of earlier tasks alone.
 
@@ -76,8 +76,11 @@ class AGEM(Replaying):
             rows = self.memory.sample(count)
             loss = self._task.likelihood.mean_nll(self.ask(model, rows, self._task), rows["targets"])
             old = torch.autograd.grad(loss, known, allow_unused=True)
+        pairs = [(p.grad, g) for p, g in zip(known, old, strict=True) if g is not None]
+        if not pairs:  # old and new samples share no parameter
+            return
         with torch.no_grad():
-            mine, theirs = map(list, zip(*((p.grad, g) for p, g in zip(known, old, strict=True) if g is not None), strict=True))
+            mine, theirs = map(list, zip(*pairs, strict=True))
             along = torch.stack([(a * b).sum() for a, b in zip(mine, theirs, strict=True)]).sum()
             size = torch.stack([b.square().sum() for b in theirs]).sum()
             share = (along / size.clamp_min(torch.finfo(size.dtype).tiny)).clamp_max(0)  # no look at it: a device would have to wait

@@ -77,7 +77,7 @@ class Method:
         """Just after a step that was taken."""
 
     def consolidate(self, model: nn.Module, task: Task) -> None:
-        """After a task: remember."""
+        """After a task: remember. What changes the model's answers here has to change its parameters or buffers, or :meth:`predict` too."""
 
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:
         """Answer; differs from the forward pass for some methods."""

@@ -126,7 +126,8 @@ class _Adding(Composed):
 
 
 def compose(*methods: Method) -> Method:
-    r"""One method that does what several do: penalties and pulls add, every hook is called in the order given.
+    r"""One method that does what several do: penalties and pulls add, every hook is called in the order given, but for
+    gradients: what reads them comes first and what projects them last.
 
     .. math:: \mathcal{L}(\theta) = \overline{\text{nll}}_B(\theta) + \sum_i \text{penalty}_i(\theta)
        + \sum_i \text{strength}_i \cdot \text{energy}_i(\theta) / m

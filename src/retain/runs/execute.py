@@ -17,6 +17,7 @@ from retain.runs.trials import settle
 from retain.studies.base import Outcome, Spec, Study
 
 CLUSTERS = ("ray", "slurm")
+_FRESH = "fresh.json"
 
 
 def execute(
@@ -69,6 +70,7 @@ def execute(
     failed: list[tuple[Piece, End]] = []
 
     def work(grid: Grid) -> None:
+        _clear(grid, run)
         grid.prepare(force)
         failed.extend(grid.work(place))
 
@@ -76,7 +78,7 @@ def execute(
         if run.exists:
             _check(run, study, spec, resume=resume, fresh=fresh, force=force)
         if fresh:
-            _clear(study, spec, run)
+            _anew(spec, run)
         seeds = max([spec.seeds, *(k + 1 for k in run.seeds())])  # results that are there are not hidden
         settings = {**spec.model_dump(mode="json"), "seeds": seeds}
         run.write("spec.json", {"study": study.name, "version": study.version, "settings": settings})
@@ -85,6 +87,7 @@ def execute(
             raise_failures(failed, run, len(failed))
         grid = Grid(study, whole or spec, run)
         work(grid)
+        (run.path / _FRESH).unlink(missing_ok=True)
         gathered = grid.gather()
         if gathered.results:
             summarise(study, spec, run, gathered)
@@ -146,16 +149,22 @@ def summarise(study: Study, spec: Spec, run: Run, gathered: Gathered) -> Outcome
     return outcome
 
 
-def _clear(study: Study, spec: Spec, run: Run) -> None:
-    """Remove all seeds of a run with its cells, those of its search too, before any is done again: a kill later brings back nothing."""
-    grids: list[Grid] = []
-    every = spec.model_copy(update={"seeds": max([spec.seeds, *(k + 1 for k in run.seeds())])})
-    whole = settle(study, every, run, grids.append, again=True)
-    if whole is not None:
-        grids.append(Grid(study, whole, run))
-    for grid in grids:
-        grid.clear()
+def _anew(spec: Spec, run: Run) -> None:
+    """Remove all seeds of a run, and note that its cells are to go too: each grid of them before it is begun, after a kill as well."""
+    seeds = {k + 1 for k in range(spec.seeds)} | {int(folder.name.removeprefix("seed-")) + 1 for folder in run.path.glob("seed-*")}
+    stored = run.spec()["settings"].get("seeds", 1) if run.exists else 1
+    run.write(_FRESH, {"seeds": max(*seeds, stored), "cleared": []})
     run.clear()
+
+
+def _clear(grid: Grid, run: Run) -> None:
+    """Remove what there is of a grid's cells, if the run is made anew and they are not yet new."""
+    if not (run.path / _FRESH).exists():
+        return
+    note = run.read(_FRESH)
+    if not set(grid.hashes) <= set(note["cleared"]):
+        grid.clear(1 if not grid.joins else note["seeds"])
+        run.write(_FRESH, {**note, "cleared": [*note["cleared"], *grid.hashes]})
 
 
 def _check(run: Run, study: Study, spec: Spec, *, resume: bool, fresh: bool, force: bool) -> None:

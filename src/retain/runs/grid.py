@@ -149,13 +149,17 @@ class Grid:
             if self.joins and not self._joined(seed):
                 self.run.write(f"seed-{seed}/cells.json", {"cells": self.hashes})
 
-    def clear(self) -> None:
-        """Remove of the cells the seeds that the run asks for.
+    def clear(self, seeds: int) -> None:
+        """Remove seeds of the cells.
+
+        Args:
+            seeds: How many, from 0 on.
 
         Raises:
             RetainError: If another process works on one of them.
         """
-        for piece in self.pieces() if self.cut else ():
+        pieces = [self.piece(cell, seed) for seed in range(seeds) for cell in range(len(self.cells))] if self.cut else []
+        for piece in (piece for piece in pieces if piece.path.exists()):
             with claimed(Path(piece.folder), piece.seed) as ours:
                 if not ours:
                     raise RetainError(f"{piece.path} is in use: another process works on this cell. Wait for it, or pass another --out.")
@@ -218,9 +222,16 @@ class Grid:
 
     def _versions(self, seeds: list[int]) -> list[str]:
         """What made the pieces that are finished: equal bits are promised within one of them."""
-        homes = {self.folder(cell) / f"seed-{seed}" for cell in range(len(self.cells)) for seed in seeds}
-        made = [Run(home).read("env.json") for home in homes if (home / "result.json").exists() and (home / "env.json").exists()]
-        return sorted({f"torch {one.get('torch')} with retain {one.get('retain')}" for one in made})
+        found: set[str] = set()
+        for seed in seeds:
+            here = self.run.path / f"seed-{seed}"
+            if self._joined(seed) and (here / "cells.json").exists():  # cells may be another run's by now
+                found.update(self.run.read(f"seed-{seed}/cells.json").get("versions", []))
+                continue
+            homes = [here] if self._joined(seed) else [self.folder(cell) / f"seed-{seed}" for cell in range(len(self.cells))]
+            made = [Run(home).read("env.json") for home in homes if (home / "result.json").exists() and (home / "env.json").exists()]
+            found.update(f"torch {one.get('torch')} with retain {one.get('retain')}" for one in made)
+        return sorted(found)
 
     def _here(self, pieces: list[Piece], tell: Listener) -> Ends:
         """In this process, with the study at hand; without cells the first error ends it."""
@@ -251,6 +262,7 @@ class Grid:
         for cell in range(len(self.cells)):
             Run(self.folder(cell)).tidy(seed)
         result = self.study.join(self.spec, self.found(seed))
+        self.run.write(f"seed-{seed}/cells.json", {"cells": self.hashes, "versions": self._versions([seed])})
         write_file(self.run.path / f"seed-{seed}" / "events.jsonl", b"".join(self._events(seed)))
         self.run.write(f"seed-{seed}/env.json", environment())
         self.run.write(f"seed-{seed}/result.json", result)

@@ -10,7 +10,7 @@ from retain.runs.grid import Grid
 from retain.studies.base import Spec, Study
 
 
-def settle(study: Study, spec: Spec, run: Run, work: Callable[[Grid], None] | None = None, *, again: bool = False) -> Spec | None:
+def settle(study: Study, spec: Spec, run: Run, work: Callable[[Grid], None] | None = None) -> Spec | None:
     """The spec with what its search found; the spec itself where it has none, or where all seeds of the run are finished.
 
     Args:
@@ -18,12 +18,11 @@ def settle(study: Study, spec: Spec, run: Run, work: Callable[[Grid], None] | No
         spec: Its settings.
         run: The run.
         work: Does the trials that are not finished; without it they are only read.
-        again: Look at the trials even if all seeds are finished.
 
     Returns:
         The spec, or ``None`` if trials are missing.
     """
-    if not again and all((run.path / f"seed-{seed}" / "result.json").exists() for seed in range(spec.seeds)):
+    if all((run.path / f"seed-{seed}" / "result.json").exists() for seed in range(spec.seeds)):
         return spec
 
     def tell(seed: int, arm: str, kind: str, fields: dict[str, Any]) -> None:

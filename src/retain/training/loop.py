@@ -147,6 +147,7 @@ def learn(
         drawn = getattr(stepper, "sampled", nullcontext)  # an optimiser that wants its gradients at drawn weights
         initial = [group["lr"] for group in stepper.param_groups]
         done, passed = position[1] if t == position[0] else 0, 0
+        found: dict[str, dict[str, float]] | None = None
         if done and restored is not None:
             stepper.load_state_dict(restored["optimizer"])
         for epoch in range(done, passes):
@@ -194,14 +195,16 @@ def learn(
             recorder.event("epoch", method=str(method), epochs=passes, **entry)
             if epoch + 1 < passes:
                 recorder.save(lambda t=t, e=epoch + 1, o=stepper: _state(result, model, method, t, e, o, done=False))  # type: ignore[misc]
-        weights = _copied(model)
+        # a row that would repeat the scores after the last epoch is taken from them: for that the model has to be what it was
+        plain = found is not None and score_every > 0 and type(method).predict is Method.predict and not keeper.layers
+        weights = [value.detach().clone() for value in _tensors(model)] if plain else None
         keeper.finished(task.id)
         last = t + 1 == len(stream)
         if consolidate_last or not last:
             with seeded(seed, "remember", t):
                 method.consolidate(model, task)
-        if score_every and type(method).predict is Method.predict and not keeper.layers and _same(weights, _copied(model)):
-            _append(result, found, watched)  # scored after the last epoch, and it would answer the same again
+        if found is not None and weights is not None and _same(weights, _tensors(model)):
+            _append(result, found, watched)
         else:
             _row(result, model, method, watched, stream, keeper, t, score_every)
         recorder.save(lambda t=t, last=last: _state(result, model, method, t + 1, 0, None, done=last), final=last)  # type: ignore[misc]
@@ -268,12 +271,12 @@ def _score(
     return said
 
 
-def _copied(model: nn.Module) -> list[torch.Tensor]:
-    return [value.detach().clone() for value in (*model.parameters(), *model.buffers())]
+def _tensors(model: nn.Module) -> list[torch.Tensor]:
+    return [*model.parameters(), *model.buffers()]
 
 
 def _same(some: list[torch.Tensor], others: list[torch.Tensor]) -> bool:
-    return len(some) == len(others) and all(torch.equal(a, b) for a, b in zip(some, others, strict=True))
+    return len(some) == len(others) and all(a.device == b.device and torch.equal(a, b) for a, b in zip(some, others, strict=True))
 
 
 def _append(result: Result, found: dict[str, dict[str, float]], watched: Stream) -> None:

@@ -102,9 +102,11 @@ class BenchmarkStudy(Study):
             raise InputError(
                 "methods", "a method that makes sense in some scenario", list(spec.methods), "Separate networks need the task's identity: add scenario task."
             )
-        streams = [stream_of(spec, scenario, spec.offset) for scenario in spec.scenarios]
+        for scenario in spec.scenarios:
+            stream_of(spec, scenario, spec.offset)
         if spec.search:
-            least = min(task.n for stream in streams for task in stream.tasks)
+            whole = spec.model_copy(update={"validation": 0})
+            least = min(task.n for scenario in spec.scenarios for task in stream_of(whole, scenario, spec.search_seed).tasks)
             if spec.searched >= least:
                 raise InputError("searched", f"fewer images than the smallest task has, {least}", spec.searched)
 
@@ -161,6 +163,8 @@ class BenchmarkStudy(Study):
                 break
             mine = [cell for result in trials for cell in result["cells"] if (cell["method"], cell["scenario"]) == (method, scenario)]
             score = {cell["strength"]: _held_out(cell) for cell in mine}
+            if all(math.isinf(score[value]) for value in left):
+                raise InputError("search", f"a strength of '{method}' that does not diverge", left, "Give it weaker ones, or set pull=proximal.")
             left = sorted(sorted(left, key=lambda value: (-score[value], value))[: (len(left) + 1) // 2])
         return left
 
@@ -217,6 +221,8 @@ class BenchmarkStudy(Study):
 
     def summarise(self, spec: BenchmarkSpec, results: list[dict[str, Any]]) -> Outcome:
         """The sentence, tables and figures of the report."""
+        if spec.trial:
+            raise InputError("run", "a run, or a cell that is reported", "a trial of the search", "Its result.json has its score on held-out images.")
         tables, drawn = figures.shown(spec, results)
         return Outcome(figures.sentence(spec, results), tables, drawn, figures.notes(spec), figures.numbers(spec, results))
 
