@@ -134,7 +134,7 @@ def _beside(spec: BenchmarkSpec, results: Results, scenario: str) -> Table:
         said = reported(spec, scenario, method)
         ours = interval(found)
         range_ = "" if math.isnan(ours.low) else f"{ours.low:.1f} to {ours.high:.1f}"
-        theirs = "" if said is None else f"{said[0]:g}" + (f" ± {said[1]:g}" if said[1] else "")
+        theirs = "" if said is None else f"{said[0]}" + (f" ± {said[1]}" if said[1] else "")
         body.append([LABELS[method], f"{ours.mean:.2f}", range_, theirs, verdict(found, said)])
     note = f"Reported: {source(spec)}. Verdict: whether the 95 % intervals meet (Student's for ours)."
     return Table(f"Beside what is reported, {scenario}-incremental", ["", "ours, %", "95 % interval", "reported, %", "verdict"], body, note)
