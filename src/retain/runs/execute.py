@@ -151,9 +151,9 @@ def summarise(study: Study, spec: Spec, run: Run, gathered: Gathered) -> Outcome
 
 def _anew(spec: Spec, run: Run) -> None:
     """Remove all seeds of a run, and note that its cells are to go too: each grid of them before it is begun, after a kill as well."""
-    seeds = {k + 1 for k in range(spec.seeds)} | {int(folder.name.removeprefix("seed-")) + 1 for folder in run.path.glob("seed-*")}
     stored = run.spec()["settings"].get("seeds", 1) if run.exists else 1
-    run.write(_FRESH, {"seeds": max(*seeds, stored), "cleared": []})
+    begun = [int(folder.name.removeprefix("seed-")) + 1 for folder in run.path.glob("seed-*")]
+    run.write(_FRESH, {"seeds": max(spec.seeds, stored, *begun), "cleared": []})
     run.clear()
 
 
@@ -163,7 +163,7 @@ def _clear(grid: Grid, run: Run) -> None:
         return
     note = run.read(_FRESH)
     if not set(grid.hashes) <= set(note["cleared"]):
-        grid.clear(1 if not grid.joins else note["seeds"])
+        grid.clear(note["seeds"] if grid.joins else 1)
         run.write(_FRESH, {**note, "cleared": [*note["cleared"], *grid.hashes]})
 
 

@@ -60,6 +60,18 @@ def environment() -> dict[str, Any]:
     }
 
 
+class UnwritableError(InputError):
+    """A folder of runs cannot be written.
+
+    Args:
+        path: The folder.
+        error: What the system said.
+    """
+
+    def __init__(self, path: Path, error: OSError) -> None:
+        super().__init__("--out", "a folder that can be written", f"{path}, which could not be written ({error.strerror})", "Choose another folder.")
+
+
 class Run:
     """A folder ``OUT/STUDY/HASH``.
 
@@ -131,16 +143,14 @@ class Run:
         """Inside the block no other process writes into this run.
 
         Raises:
-            InputError: If the folder cannot be written.
+            UnwritableError: If the folder cannot be written.
             RetainError: If another process does.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             file = (self.path / ".lock").open("w")
         except OSError as error:
-            raise InputError(
-                "--out", "a folder that can be written", f"{self.path}, which could not be written ({error.strerror})", "Choose another folder."
-            ) from error
+            raise UnwritableError(self.path, error) from error
         with file:
             try:
                 import fcntl  # POSIX alone; elsewhere nobody is kept out

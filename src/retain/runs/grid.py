@@ -312,7 +312,7 @@ def raise_failures(failed: list[tuple[Piece, End]], run: Run, total: int) -> Non
 
 def _label(whole: dict[str, Any], cell: Spec) -> str:
     """The settings in which a cell differs from the whole, but for those it does not use."""
-    usual = {key: field.default for key, field in type(cell).model_fields.items()}
-    different = {key: value for key, value in cell.model_dump(mode="json").items() if whole.get(key) != value and getattr(cell, key) != usual[key]}
+    known = type(cell).model_fields
+    different = {key: value for key, value in cell.model_dump(mode="json").items() if whole.get(key) != value and getattr(cell, key) != known[key].default}
     words = [f"{key}={'+'.join(map(str, value)) if isinstance(value, list) else value}" for key, value in different.items()]
     return ", ".join(words)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from retain.errors import InputError, RetainError
-from retain.runs.folder import Listener, Run
+from retain.runs.folder import Listener, Run, UnwritableError
 from retain.studies.base import Spec, Study
 from retain.training.checkpoints import write_file
 
@@ -99,16 +99,14 @@ def claimed(folder: Path, seed: int) -> Iterator[bool]:
         Whether it is ours; if not, another process has it.
 
     Raises:
-        InputError: If the folder cannot be written.
+        UnwritableError: If the folder cannot be written.
         RetainError: If its file system has no locks.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / f".seed-{seed}.lock").open("w")
     except OSError as error:
-        raise InputError(
-            "--out", "a folder that can be written", f"{folder}, which could not be written ({error.strerror})", "Choose another folder."
-        ) from error
+        raise UnwritableError(folder, error) from error
     with file:
         yield _lock(file, folder)
 

@@ -106,7 +106,7 @@ class BenchmarkStudy(Study):
             stream_of(spec, scenario, spec.offset)
         if spec.search:
             whole = spec.model_copy(update={"validation": 0})
-            least = min(task.n for scenario in spec.scenarios for task in stream_of(whole, scenario, spec.search_seed).tasks)
+            least = min(task.n for task in stream_of(whole, spec.scenarios[0], spec.search_seed).tasks)  # the same in every scenario
             if spec.searched >= least:
                 raise InputError("searched", f"fewer images than the smallest task has, {least}", spec.searched)
 
@@ -120,11 +120,6 @@ class BenchmarkStudy(Study):
         own = {} if force is None else {method: force}
         defaults = {name: BenchmarkSpec.model_fields[name].default for name in ("search_seed", "searched")}
         return spec.model_copy(update={"methods": (method,), "scenarios": (scenario,), "own_strengths": own, "search": {}, **defaults, **changes})
-
-    @staticmethod
-    def _held(spec: BenchmarkSpec) -> dict[str, Any]:
-        """In which settings a trial differs from a reported cell."""
-        return {"trial": True, "validation": spec.searched, "offset": spec.search_seed, "points": 1, "seeds": 1}
 
     @staticmethod
     def _trial_steps(spec: BenchmarkSpec, number: int) -> int:
@@ -145,11 +140,12 @@ class BenchmarkStudy(Study):
             Cells; none if all strengths are chosen.
         """
         found: list[BenchmarkSpec] = []
+        steps = self._trial_steps(spec, len(rounds))
+        held = {"trial": True, "validation": spec.searched, "offset": spec.search_seed, "train_steps": steps, "points": 1, "seeds": 1}
         for scenario, method in self._pairs(spec):
             left = self._left(spec, method, scenario, rounds)
             if len(left) < 2:
                 continue
-            held = {**self._held(spec), "train_steps": self._trial_steps(spec, len(rounds))}
             found += [self._cell(spec, method, scenario, **held, own_strengths={method: value}) for value in left]
         return found
 
