@@ -89,6 +89,8 @@ def test_halving(study):
     assert [cell.own_strengths["ewc"] for cell in second] == [2, 4] and {cell.train_steps for cell in second} == {50}
     rounds.append(scored(second, {4.0: 0.9}))
     assert study.trials(spec, rounds) == [] and study.settled(spec, rounds).own_strengths == {"ewc/class": 4.0}
+    shorter = study.trials(spec.model_copy(update={"trial_divisor": 10}), [])
+    assert {cell.train_steps for cell in shorter} == {10} and {cell.trial_divisor for cell in shorter} == {4}  # a trial's folder is the same for every divisor
     tie = [scored(first, {}), scored(study.trials(spec, [scored(first, {})]), {})]
     assert study.settled(spec, tie).own_strengths == {"ewc/class": 1.0}  # of equal ones the weakest
     many = study.spec("quick", ["methods=[ewc]", "scenarios=[class]", "train_steps=100", f"search={{ewc: {[float(k) for k in range(1, 17)]}}}"])
@@ -297,7 +299,7 @@ def test_a_setting_that_came_later_leaves_old_runs_what_they_were(study, run, tm
     shutil.copytree(run.path.parent, copied)
     stored = copied / run.path.name / "spec.json"
     settings = json.loads(stored.read_text())
-    assert settings["settings"].pop("trial") is False
+    assert settings["settings"].pop("trial") is False and settings["settings"].pop("trial_divisor") == 4
     stored.write_text(json.dumps(settings))
     spec = study.spec("quick", TINY)
     assert execute(study, spec, tmp_path, at=stored.parent, resume=True).path == stored.parent

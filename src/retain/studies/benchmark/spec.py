@@ -18,7 +18,7 @@ Strength = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 class BenchmarkSpec(Spec):
     """Settings of the benchmark."""
 
-    _later: ClassVar[set[str]] = {"trial"}
+    _later: ClassVar[set[str]] = {"trial", "trial_divisor"}
 
     stream: StreamName = Field(
         "split", description="split (one source cut by class), permuted (its pixels in other orders), mnist-fashion (one after the other)"
@@ -45,6 +45,7 @@ class BenchmarkSpec(Spec):
     search: dict[str, tuple[Strength, ...]] = Field({}, description="strengths to choose from, by method, on searched images of the seed search_seed")
     search_seed: NonNegativeInt = Field(1000, description="seed of the search; never one that is reported")
     searched: PositiveInt = Field(500, description="training images of each task that the search holds out")
+    trial_divisor: PositiveInt = Field(4, description="the first trials of the search take this part of train_steps, each next round twice as many")
     trial: bool = Field(False, description="a trial of the search: scored after the last task alone, and one that diverges is the worst")
     points: NonNegativeInt = Field(4, description="points of the anytime curve a task; 0 scores after every pass")
 
@@ -90,6 +91,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "train_steps": 5000,
         "lr": 1e-4,
         "methods": ("plain", "ewc", "online-ewc", "si", "joint"),
+        "trial_divisor": 8,
         "search": {"ewc": (1e1, 1e2, 1e3, 1e4), "online-ewc": (1e1, 1e2, 1e3, 1e4), "si": (1e0, 1e1, 1e2, 1e3)},
     },
     "permuted-mnist-50": {

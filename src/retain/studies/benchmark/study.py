@@ -118,19 +118,19 @@ class BenchmarkStudy(Study):
     def _cell(spec: BenchmarkSpec, method: str, scenario: str, **changes: Any) -> BenchmarkSpec:
         force = strength(spec, method, scenario)
         own = {} if force is None else {method: force}
-        defaults = {name: BenchmarkSpec.model_fields[name].default for name in ("search_seed", "searched")}
+        defaults = {name: BenchmarkSpec.model_fields[name].default for name in ("search_seed", "searched", "trial_divisor")}
         return spec.model_copy(update={"methods": (method,), "scenarios": (scenario,), "own_strengths": own, "search": {}, **defaults, **changes})
 
     @staticmethod
     def _trial_steps(spec: BenchmarkSpec, number: int) -> int:
-        """Steps a task in a round of trials: a quarter, a half, and at most all."""
-        return max(1, min(spec.train_steps, (spec.train_steps << number) // 4))
+        """Steps a task in a round of trials: twice as many as in the one before, and at most all."""
+        return max(1, min(spec.train_steps, (spec.train_steps << number) // spec.trial_divisor))
 
     def trials(self, spec: BenchmarkSpec, rounds: Sequence[Sequence[dict[str, Any]]]) -> list[BenchmarkSpec]:
         """The next round of the search, by successive halving (Jamieson and Talwalkar 2016, https://arxiv.org/abs/1502.07943).
 
-        All strengths of a method and scenario are tried at a quarter of the steps, then the better half of them at half the steps, and the better half of
-        those at all.
+        All strengths of a method and scenario are tried at a ``trial_divisor``-th of the steps, a quarter by default, then the better half of them at twice as
+        many, and so on.
 
         Args:
             spec: The settings.
