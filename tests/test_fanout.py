@@ -255,8 +255,16 @@ def test_grids_share_cells_and_nothing_runs_twice(tmp_path, data):
     names = json.loads((run.path / "seed-0" / "cells.json").read_text())["cells"]
     found = [Run(tmp_path / "tally" / "cells" / name).results()[0]["parts"] for name in names]
     assert run.results()[0]["parts"] == {**found[0], **found[1]} and list(found[0]) == ["b"]
-    execute(*tally("parts=[c,a]", "steps=25", "pause=0.0", data=data), tmp_path, fresh=True)
-    assert len(noted(data, "begin")) == 5
+    anew = tally("parts=[c,a]", "steps=25", "pause=0.0", data=data)
+    both = execute(*anew, tmp_path)
+    folders = [Grid(anew[0], anew[1], both).folder(cell) for cell in range(2)]
+    before = len(noted(data, "begin"))
+    with claimed(folders[1], 0) as ours:
+        with pytest.raises(RetainError, match="in use: another process works on this cell"):
+            execute(*anew, tmp_path, fresh=True)
+        assert ours and all((folder / "seed-0" / "result.json").exists() for folder in folders)  # all or none of them
+    execute(*anew, tmp_path, fresh=True)
+    assert len(noted(data, "begin")) == before + 2
 
 
 CLI = (

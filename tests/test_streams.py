@@ -342,3 +342,12 @@ def test_loaders_that_do_not_fit():
         retain.learn(linear(2, 4), made((0, 1), (2, 3), loader=wide))
     with pytest.raises(InputError, match=r"inputs of task 'b': expected the shape of task 'a', \[2\], found \[3\]\. Resize or pad"):
         tasks.sequence(Task(sized(4, 4)[0].data, id="a"), Task(TensorData(torch.zeros(4, 3), torch.zeros(4).long()), id="b"))
+
+
+def test_one_label_with_two_names_cannot_compete():
+    digits, clothes = tasks.mnist(embedded=True), tasks.fashion_mnist(embedded=True)
+    with pytest.raises(InputError, match=r"classes of task 'fashion': expected .* label 0 is '0' there, found 'T-shirt/top' here. Move .*shift_labels"):
+        tasks.sequence(digits, clothes, scenario="class")
+    assert len(tasks.sequence(digits, tasks.shift_labels(clothes, 10), scenario="class")) == len(tasks.sequence(digits, clothes)) == 2
+    first, again = (Task(digits.data, id=name, class_names=digits.class_names) for name in "ab")
+    assert len(tasks.sequence(first, again, scenario="class")) == 2  # the same classes once more, as in blurry streams

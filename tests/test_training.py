@@ -265,6 +265,12 @@ def test_a_loss_that_explodes_is_an_error(blobs, net):
         retain.learn(net(), [blobs(1)], optimizer="momentum", lr=1e8, epochs=50)
 
 
+def test_a_last_step_that_breaks_the_weights_is_told():
+    task = retain.tasks.Task((torch.full((8, 3), 1e6), torch.arange(8) % 2), id="a")
+    with pytest.raises(RetainError, match=r"A weight on task 'a' is no longer finite in epoch 1 .*Lower lr"):  # the one loss, before it, is finite
+        retain.learn(torch.nn.Linear(3, 2), [task], steps=1, optimizer="sgd", lr=1e38)
+
+
 def test_one_loader_is_one_task_and_a_bare_task_is_refused(blobs, net):
     loader = DataLoader(TensorDataset(blobs(1).data.inputs, blobs(1).data.targets), batch_size=20)
     assert retain.learn(net(), [loader]).accuracy.shape == (2, 1)

@@ -6,7 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -159,10 +159,11 @@ class Grid:
             RetainError: If another process works on one of them.
         """
         pieces = [self.piece(cell, seed) for seed in range(seeds) for cell in range(len(self.cells))] if self.cut else []
-        for piece in (piece for piece in pieces if piece.path.exists()):
-            with claimed(Path(piece.folder), piece.seed) as ours:
-                if not ours:
+        with ExitStack() as held:  # all of them before the first goes
+            for piece in (piece for piece in pieces if piece.path.exists()):
+                if not held.enter_context(claimed(Path(piece.folder), piece.seed)):
                     raise RetainError(f"{piece.path} is in use: another process works on this cell. Wait for it, or pass another --out.")
+            for piece in pieces:
                 shutil.rmtree(piece.path, ignore_errors=True)
 
     def work(self, place: Place | None) -> list[tuple[Piece, End]]:

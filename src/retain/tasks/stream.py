@@ -32,7 +32,8 @@ class Stream:
             identity is given), ``class`` those of all tasks seen so far.
 
     Raises:
-        InputError: If there are no tasks, their inputs differ in shape, two share an id, or the scenario is unknown.
+        InputError: If there are no tasks, their inputs differ in shape, two share an id, the scenario is unknown, or is ``class`` and two
+            tasks call the same label by different names.
     """
 
     tasks: tuple[Task, ...]
@@ -65,6 +66,24 @@ class Stream:
                 raise InputError(
                     "classes", f"the classes of task '{task.id}', which the {self.scenario} scenario needs", "none", "Pass Task(..., classes=...)."
                 )
+
+        if self.scenario == "class":
+            self._check_names()
+
+    def _check_names(self) -> None:
+        """One output cannot stand for two classes that compete."""
+        known: dict[int, tuple[str, str]] = {}
+        for task in self.tasks:
+            names = task.class_names or ()
+            for label in (label for label in task.classes or () if label < len(names)):
+                name, first = known.setdefault(label, (names[label], task.id))
+                if name != names[label]:
+                    raise InputError(
+                        f"classes of task '{task.id}'",
+                        f"classes that task '{first}' does not have, or the same names: label {label} is '{name}' there",
+                        f"'{names[label]}' here",
+                        "Move the labels of one along with tasks.shift_labels, or pass scenario='domain'.",
+                    )
 
     def __len__(self) -> int:
         return len(self.tasks)

@@ -16,6 +16,7 @@ from retain.methods.base import Method, Plain
 from retain.models.parameters import copy, unwrap
 from retain.seeds import derive, generator, seeded
 from retain.tasks.batch import apply
+from retain.tasks.data import all_finite
 from retain.tasks.stream import Stream, as_stream
 from retain.training.batchnorm import BatchNormKeeper, BatchNormPolicy
 from retain.training.devices import Precision, autocast, choose_device, dtype_of
@@ -182,9 +183,11 @@ def learn(
                         tally = counted if tally is None else tally + counted
                     count += 1
             passed, mean = count, float(total) / count
-            if not math.isfinite(mean):
+            # each loss is that before its step: what the last step did is seen in the weights alone
+            broken = "The loss" if not math.isfinite(mean) else "A weight" if epoch + 1 == passes and not _finite(model) else ""
+            if broken:
                 raise DivergedError(
-                    f"The loss on task '{task.id}' is no longer finite in epoch {epoch + 1} ({method!r}, lr={lr:g}). "
+                    f"{broken} on task '{task.id}' is no longer finite in epoch {epoch + 1} ({method!r}, lr={lr:g}). "
                     "Lower lr or the strength, or use pull='proximal'."
                 )
             scored = score_every > 0 and ((epoch + 1) % score_every == 0 or epoch + 1 == passes)
@@ -273,6 +276,10 @@ def _score(
 
 def _tensors(model: nn.Module) -> list[torch.Tensor]:
     return [*model.parameters(), *model.buffers()]
+
+
+def _finite(model: nn.Module) -> bool:
+    return all(all_finite(parameter.detach()) for parameter in model.parameters())
 
 
 def _same(some: list[torch.Tensor], others: list[torch.Tensor]) -> bool:
