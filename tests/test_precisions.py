@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from retain.beliefs import Belief, Diagonal, Eigenbasis, Full, Identity, Kronecker, Layer, LowRankPlusDiagonal, Pairs, Precision
+from retain.beliefs.blocks import Block
 from retain.beliefs.precision import from_state
 from retain.errors import InputError, RetainError
 
@@ -266,3 +267,25 @@ def test_a_belief_fits_a_grown_head_with_any_precision():
         fitted = belief.fitted(model)
         assert fitted.centre["a.weight"].shape == (5, 2)
         assert math.isfinite(fitted.energy({name: p.detach() for name, p in model.named_parameters()}))
+
+
+def test_a_proximal_step_over_many_products_takes_few_of_them(monkeypatch):
+    """Tasks of one kind, with spectra over four decades that have much in common: the nearest single product's basis makes conjugate gradients short."""
+    g = torch.Generator().manual_seed(0)
+    bases = {size: torch.linalg.qr(torch.randn(size, size, generator=g))[0] for size in (12, 30)}
+
+    def factor(size):
+        moved = torch.linalg.qr(bases[size] + 0.1 * torch.randn(size, size, generator=g) / size**0.5)[0]
+        return moved @ torch.diag(torch.logspace(-4, 0, size) * torch.rand(size, generator=g)) @ moved.T
+
+    block, W = Pairs([(factor(12), factor(30)) for _ in range(20)]), torch.randn(12, 30, generator=g)
+    whole = sum(torch.kron(G.double(), A.double()) for G, A in block.pairs)
+    expected = torch.linalg.solve(torch.eye(360).double() + 100.0 * 0.5 * whole, W.double().flatten()).view(12, 30)
+    calls, product = [], Pairs.product
+    monkeypatch.setattr(Pairs, "product", lambda self, W: calls.append(1) or product(self, W))
+    found = block.shrink(W, 0.5, 100.0)
+    few, calls[:] = len(calls), []
+    monkeypatch.setattr(Pairs, "_near_inverse", Block._near_inverse)
+    plain = block.shrink(W, 0.5, 100.0)
+    assert torch.allclose(found.double(), expected, atol=1e-5) and torch.allclose(plain, found, atol=1e-5)
+    assert few * 2 <= len(calls)

@@ -38,11 +38,11 @@ class Block(ABC):
         # (H + rP) x = H W becomes (I + r s P s) z = W / s with x = s z, s = sqrt(size): symmetric, and as well scaled as can be
         root = torch.as_tensor(size, dtype=W.dtype, device=W.device).sqrt()
         b = W / root.clamp_min(torch.finfo(W.dtype).tiny)
-        scale = 1 + rate * root.square() * self.diagonal().to(W.dtype)
-        z = b / scale
+        near = self._near_inverse(size, root, rate)
+        z = near(b)
         residual = b - z - rate * root * self.product(root * z)
-        direction = step = residual / scale
-        size_now, goal = float((residual * step).sum()), _TOLERANCE**2 * float((b * b / scale).sum())
+        direction = step = near(residual)
+        size_now, goal = float((residual * step).sum()), _TOLERANCE**2 * float((b * near(b)).sum())
         for _ in range(_ITERATIONS):
             if size_now <= goal:
                 break
@@ -50,10 +50,15 @@ class Block(ABC):
             length = size_now / float((direction * moved).sum())
             z = z + length * direction
             residual = residual - length * moved
-            step = residual / scale
+            step = near(residual)
             size_next = float((residual * step).sum())
             direction, size_now = step + (size_next / size_now) * direction, size_next
         return torch.where(root > 0, root * z, W)  # what the optimiser has not moved stays
+
+    def _near_inverse(self, size: Tensor | float, root: Tensor, rate: float) -> Callable[[Tensor], Tensor]:
+        """What stands for the inverse of I + r s P s: that of its diagonal."""
+        scale = 1 + rate * root.square() * self.diagonal().to(root.dtype)
+        return lambda v: v / scale
 
 
 @dataclass
@@ -90,6 +95,12 @@ class Pairs(Block):
             return self.basis.shrink(W, size, rate)
         return super().shrink(W, size, rate)
 
+    def _near_inverse(self, size: Tensor | float, root: Tensor, rate: float) -> Callable[[Tensor], Tensor]:
+        """In a metric that is a number, that of the one Kronecker product's basis that is nearest: a few products instead of dozens."""
+        if isinstance(size, Tensor):
+            return super()._near_inverse(size, root, rate)
+        return lambda v: self.near.shrink(v, size, rate)
+
     @cached_property
     def basis(self) -> Eigenbasis:
         r"""The Kronecker basis that diagonalises both partial traces, with the diagonal of P in it: exact for one pair.
@@ -99,6 +110,15 @@ class Pairs(Block):
         G = sum(float(A.double().trace()) * G.double() for G, A in self.pairs)
         A = sum(float(G.double().trace()) * A.double() for G, A in self.pairs)
         return _in_basis(G, A, self.pairs, None)  # type: ignore[arg-type]
+
+    @cached_property
+    def near(self) -> Eigenbasis:
+        """The basis in single precision, without its error, as a preconditioner: many pairs cost a product each."""
+        G = sum(float(A.diagonal().sum()) * G for G, A in self.pairs)
+        A = sum(float(G.diagonal().sum()) * A for G, A in self.pairs)
+        left, right = torch.linalg.eigh(G)[1].contiguous(), torch.linalg.eigh(A)[1].contiguous()  # type: ignore[arg-type]
+        values = sum(torch.outer(((g @ left) * left).sum(0), ((a @ right) * right).sum(0)).clamp_min(0) for g, a in self.pairs)
+        return Eigenbasis(left, right, values)  # type: ignore[arg-type]
 
     def eigen(self) -> Eigenbasis:
         """In one Kronecker eigenbasis."""
