@@ -116,7 +116,7 @@ class Pairs(Block):
         """The basis in single precision, without its error, as a preconditioner: many pairs cost a product each."""
         G = sum(float(A.diagonal().sum()) * G for G, A in self.pairs)
         A = sum(float(G.diagonal().sum()) * A for G, A in self.pairs)
-        left, right = torch.linalg.eigh(G)[1].contiguous(), torch.linalg.eigh(A)[1].contiguous()  # type: ignore[arg-type]
+        left, right = torch.linalg.eigh(G)[1].contiguous(), torch.linalg.eigh(A)[1].contiguous()
         values = sum(torch.outer(((g @ left) * left).sum(0), ((a @ right) * right).sum(0)).clamp_min(0) for g, a in self.pairs)
         return Eigenbasis(left, right, values)  # type: ignore[arg-type]
 
