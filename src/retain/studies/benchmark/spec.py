@@ -106,7 +106,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "pull": "proximal",
         "every": 5,
         "methods": ("plain", "ewc", "laplace"),
-        "search": {"ewc": (1.0, 10.0, 100.0, 1000.0), "laplace": (0.1, 1.0, 10.0, 100.0)},
+        "search": {"ewc": (1.0, 3.0, 10.0, 30.0), "laplace": (1.0, 3.0, 10.0, 30.0)},
     },
     "mnist-fashion": {
         "embedded": False,
