@@ -113,7 +113,7 @@ class Pairs(Block):
 
     @cached_property
     def near(self) -> Eigenbasis:
-        """The basis in single precision, without its error, as a preconditioner: many pairs cost a product each."""
+        """The basis as a preconditioner: in the pairs' own precision and without its error, so that it costs a product a pair."""
         G = sum(float(A.diagonal().sum()) * G for G, A in self.pairs)
         A = sum(float(G.diagonal().sum()) * A for G, A in self.pairs)
         left, right = torch.linalg.eigh(G)[1].contiguous(), torch.linalg.eigh(A)[1].contiguous()

@@ -6,7 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -159,11 +159,13 @@ class Grid:
             RetainError: If another process works on one of them.
         """
         pieces = [self.piece(cell, seed) for seed in range(seeds) for cell in range(len(self.cells))] if self.cut else []
-        with ExitStack() as held:  # all of them before the first goes
-            for piece in (piece for piece in pieces if piece.path.exists()):
-                if not held.enter_context(claimed(Path(piece.folder), piece.seed)):
-                    raise RetainError(f"{piece.path} is in use: another process works on this cell. Wait for it, or pass another --out.")
-            for piece in pieces:
+        there = [piece for piece in pieces if piece.path.exists()]
+        if taken := [piece for piece in there if held(piece)]:  # before the first goes
+            raise _in_use(taken[0])
+        for piece in there:
+            with claimed(Path(piece.folder), piece.seed) as ours:
+                if not ours:
+                    raise _in_use(piece)
                 shutil.rmtree(piece.path, ignore_errors=True)
 
     def work(self, place: Place | None) -> list[tuple[Piece, End]]:
@@ -286,6 +288,10 @@ class Grid:
             for name, cell, label in zip(self.hashes, self.cells, self.labels, strict=True):
                 if (name, seed) not in todo and not self._joined(seed):
                     self.run.listener(seed, "", "found", {"stages": self.study.stages(cell), "text": f"seed {seed}  {label}: finished before"})
+
+
+def _in_use(piece: Piece) -> RetainError:
+    return RetainError(f"{piece.path} is in use: another process works on this cell. Wait for it, or pass another --out.")
 
 
 def raise_failures(failed: list[tuple[Piece, End]], run: Run, total: int) -> None:
