@@ -161,11 +161,11 @@ class Grid:
         pieces = [self.piece(cell, seed) for seed in range(seeds) for cell in range(len(self.cells))] if self.cut else []
         there = [piece for piece in pieces if piece.path.exists()]
         if taken := [piece for piece in there if held(piece)]:  # before the first goes
-            raise _in_use(taken[0])
+            raise RetainError(_in_use(taken[0]))
         for piece in there:
             with claimed(Path(piece.folder), piece.seed) as ours:
                 if not ours:
-                    raise _in_use(piece)
+                    raise RetainError(_in_use(piece))
                 shutil.rmtree(piece.path, ignore_errors=True)
 
     def work(self, place: Place | None) -> list[tuple[Piece, End]]:
@@ -290,8 +290,8 @@ class Grid:
                     self.run.listener(seed, "", "found", {"stages": self.study.stages(cell), "text": f"seed {seed}  {label}: finished before"})
 
 
-def _in_use(piece: Piece) -> RetainError:
-    return RetainError(f"{piece.path} is in use: another process works on this cell. Wait for it, or pass another --out.")
+def _in_use(piece: Piece) -> str:
+    return f"{piece.path} is in use: another process works on this cell. Wait for it, or pass another --out."
 
 
 def raise_failures(failed: list[tuple[Piece, End]], run: Run, total: int) -> None:
