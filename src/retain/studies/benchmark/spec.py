@@ -92,7 +92,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "lr": 1e-4,
         "methods": ("plain", "ewc", "online-ewc", "si", "joint"),
         "trial_divisor": 8,
-        "search": {"ewc": (1e1, 1e2, 1e3, 1e4), "online-ewc": (1e1, 1e2, 1e3, 1e4), "si": (1e0, 1e1, 1e2, 1e3)},
+        "search": {"ewc": (30.0, 100.0, 300.0, 1000.0), "online-ewc": (30.0, 100.0, 300.0, 1000.0), "si": (3.0, 10.0, 30.0, 100.0)},
     },
     "permuted-mnist-50": {
         **_PERMUTED,
