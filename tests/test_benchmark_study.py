@@ -162,6 +162,18 @@ def test_a_small_permuted_run(study, tmp_path):
     assert set(found) == {(0, "domain", "plain"), (0, "domain", "laplace")} and found[0, "domain", "laplace"]["carried"] > 0
 
 
+def test_carried_moments_and_a_curvature_of_few_images_reach_every_method(study, tmp_path):
+    settings = ["stream=permuted", "scenarios=[domain]", *TINY[:5], "methods=[plain,ewc,online-ewc,laplace]", "search={}", "seeds=1"]
+    usual = cells_of(execute(study, study.spec("quick", settings), tmp_path))
+    carried = cells_of(execute(study, study.spec("quick", [*settings, "carry_optimizer=true"]), tmp_path))
+    few = cells_of(execute(study, study.spec("quick", [*settings, "fisher_samples=20"]), tmp_path))
+    plain, *held = usual
+    assert carried[plain]["nll_rows"][1] == usual[plain]["nll_rows"][1] and carried[plain]["nll_rows"][2] != usual[plain]["nll_rows"][2]
+    assert few[plain]["nll_rows"] == usual[plain]["nll_rows"]
+    for key in held:
+        assert few[key]["nll_rows"][1] == usual[key]["nll_rows"][1] and few[key]["nll_rows"][2] != usual[key]["nll_rows"][2], key
+
+
 def test_plan(study):
     plan = study.plan(study.spec("quick", TINY))
     assert plan.stages[:2] == ["plain@task", "ewc@task"] and plan.steps == 24 * 2 * 9 and plan.seconds > 0
@@ -300,6 +312,7 @@ def test_a_setting_that_came_later_leaves_old_runs_what_they_were(study, run, tm
     stored = copied / run.path.name / "spec.json"
     settings = json.loads(stored.read_text())
     assert settings["settings"].pop("trial") is False and settings["settings"].pop("trial_divisor") == 4
+    assert settings["settings"].pop("carry_optimizer") is False and settings["settings"].pop("fisher_samples") is None
     stored.write_text(json.dumps(settings))
     spec = study.spec("quick", TINY)
     assert execute(study, spec, tmp_path, at=stored.parent, resume=True).path == stored.parent

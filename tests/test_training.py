@@ -1,5 +1,6 @@
 """The loop, its results, and the guard for other people's loops."""
 
+import copy
 import math
 
 import numpy as np
@@ -14,8 +15,10 @@ from retain import methods, models, tasks
 from retain.errors import InputError, RetainError
 from retain.likelihoods import Bernoulli, Gaussian, Tokens
 from retain.models import unwrap
+from retain.seeds import generator
 from retain.tasks import Task
 from retain.training import evaluate, measure
+from retain.training.optimizers import factor
 
 
 def flat(model):
@@ -24,8 +27,6 @@ def flat(model):
 
 def test_equals_a_loop_written_by_hand(blobs, net):
     """Plain SGD over the same order gives the same bits."""
-    from retain.seeds import generator
-
     task = blobs(1)
     ours = net()
     retain.learn(ours, [task], epochs=3, batch_size=16, optimizer="sgd", lr=0.1, seed=5)
@@ -631,3 +632,75 @@ def test_a_task_with_nothing_left_is_scored_when_it_is_gone_on_with(blobs, net):
     memo.state = once.state
     short = retain.learn(net(), [blobs(1)], epochs=2, lr=0.05, recorder=memo)  # all of its passes are done
     assert len(short.rows) == 2 and short.rows[1] == [short.history[1]["accuracy"]["blobs-1"]] and stopped.history[:2] == short.history
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_a_carried_optimiser_goes_on(blobs, net, schedule):
+    """Moments go on from task to task, the rate begins anew, and an interruption between tasks or inside one changes no bit."""
+    stream = [blobs(1), blobs(2), blobs(3)]
+    options = {"epochs": 2, "batch_size": 16, "lr": 0.01, "seed": 5, "schedule": schedule}
+    carried, fresh = net(), net()
+    retain.learn(carried, stream, carry_optimizer=True, **options)
+    retain.learn(fresh, stream, **options)
+    assert not torch.equal(flat(carried), flat(fresh))
+
+    theirs, made = net(), []
+    for t, task in enumerate(stream):  # one optimiser for all, in a loop of one's own
+        made = made or [torch.optim.Adam(theirs.parameters(), lr=0.01, fused=True)]
+        for epoch in range(2):
+            for step, rows in enumerate(torch.randperm(60, generator=generator(5, "order", t, epoch)).split(16)):
+                made[0].param_groups[0]["lr"] = 0.01 * factor(schedule, (epoch + step / 4) / 2)
+                made[0].zero_grad()
+                F.cross_entropy(theirs(task.data.inputs[rows]), task.data.targets[rows]).backward()
+                made[0].step()
+    assert torch.equal(flat(carried), flat(theirs))
+
+    class Stops:
+        """Keeps the states up to one of them."""
+
+        def __init__(self, after):
+            self.left, self.state = after, None
+
+        def event(self, kind, **fields): ...
+
+        def save(self, state, *, final=False):
+            self.left -= 1
+            self.state = copy.deepcopy(state())
+            if not self.left:
+                raise KeyboardInterrupt
+
+        def load(self):
+            return self.state
+
+    for saves in range(1, 6):
+        stop, again = Stops(saves), net()
+        with pytest.raises(KeyboardInterrupt):
+            retain.learn(again, stream, carry_optimizer=True, recorder=stop, **options)
+        again = net()
+        retain.learn(again, stream, carry_optimizer=True, recorder=stop, **options)
+        assert torch.equal(flat(again), flat(carried)), saves
+
+
+def test_a_carried_optimiser_is_made_anew_for_other_parameters(blobs, net):
+    """What is frozen meanwhile ends it, instead of giving its moments to other weights."""
+
+    class Freezes(methods.Plain):
+        def begin(self, model, task):
+            if self.second:
+                next(model.parameters()).requires_grad_(False)
+            self.second = True
+
+        second = False
+
+    made = []
+
+    def make(parameters):
+        made.append(len(parameters))
+        return torch.optim.Adam(parameters)
+
+    everything = len(list(net().parameters()))
+    retain.learn(net(), [blobs(1), blobs(2)], Freezes(), carry_optimizer=True, optimizer=make)
+    assert made == [everything, everything - 1]
+    made.clear()
+    retain.learn(net(), [blobs(1), blobs(2)], carry_optimizer=True, optimizer=make)
+    assert made == [everything]

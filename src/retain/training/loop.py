@@ -39,6 +39,7 @@ def learn(
     optimizer: str | OptimizerFactory = "adam",
     lr: float = 1e-3,
     schedule: Schedule = "constant",
+    carry_optimizer: bool = False,
     seed: int = 0,
     device: str | torch.device = "auto",
     precision: Precision = "float32",
@@ -51,7 +52,7 @@ def learn(
 ) -> Result:
     """Learn the tasks of a stream in order, and measure what is kept.
 
-    Each task gets a fresh optimiser. Before the first task, after every epoch and after every task the model is scored on all
+    Each task gets a fresh optimiser, unless it is carried. Before the first task, after every epoch and after every task the model is scored on all
     tasks in ``watch``: on their test data (a task without any on its validation data, or else on its training data), and on
     validation data where there are any.
 
@@ -66,6 +67,9 @@ def learn(
             brings an optimiser of its own, as :class:`~retain.methods.NewtonVCL` does.
         lr: Learning rate, of the method's own optimiser too.
         schedule: ``constant``, or ``cosine`` from lr to 0 within each task.
+        carry_optimizer: Go on with the optimiser of the task before, its moments and counts, as long as it trains the same parameters. A fresh Adam
+            takes steps of size lr at first, however small a weight's gradient, which costs what old tasks need; many published figures come from one
+            that was carried. A method's own optimiser is its own affair.
         seed: Seed of the data order and of noise such as dropout. The model's initialisation is its own affair.
         device: ``auto``, or any torch device.
         precision: ``float32``, ``float64``, or ``bfloat16`` for mixed precision.
@@ -120,6 +124,7 @@ def learn(
 
     result.learned = [task.id for task in stream.tasks]
     position = (first, 0)  # task, epochs of it that are done
+    stepper: Any = None
     restored = recorder.load()
     if restored is not None:
         position = (restored["task"], restored["epoch"])
@@ -144,12 +149,14 @@ def learn(
                 learn(free, [task], seed=derive(seed, "scout", t), device=place, precision=precision, batchnorm=batchnorm, **options)
                 method.scout(free, task)
             method.begin(model, task)
-        stepper = method.optimizer(model, lr) or make_optimizer(optimizer, method.groups(model, lr), lr)
+        own, groups = method.optimizer(model, lr), list(method.groups(model, lr))
+        if own is not None or not carry_optimizer or not _trains(stepper, groups):
+            stepper = own or make_optimizer(optimizer, groups, lr)
+            initial = [group["lr"] for group in stepper.param_groups]
         drawn = getattr(stepper, "sampled", nullcontext)  # an optimiser that wants its gradients at drawn weights
-        initial = [group["lr"] for group in stepper.param_groups]
         done, passed = position[1] if t == position[0] else 0, 0
         found: dict[str, dict[str, float]] | None = None
-        if done and restored is not None:
+        if t == position[0] and restored is not None and restored["optimizer"] is not None:
             stepper.load_state_dict(restored["optimizer"])
         for epoch in range(done, passes):
             model.train()
@@ -210,7 +217,8 @@ def learn(
             _append(result, found, watched)
         else:
             _row(result, model, method, watched, stream, keeper, t, score_every)
-        recorder.save(lambda t=t, last=last: _state(result, model, method, t + 1, 0, None, done=last), final=last)  # type: ignore[misc]
+        kept = stepper if carry_optimizer and own is None and not last else None
+        recorder.save(lambda t=t, last=last, o=kept: _state(result, model, method, t + 1, 0, o, done=last), final=last)  # type: ignore[misc]
     return result
 
 
@@ -272,6 +280,14 @@ def _score(
     if row:
         _append(result, said, watched)
     return said
+
+
+def _trains(optimizer: Any, groups: Sequence[dict[str, Any]]) -> bool:
+    """Whether an optimiser, ``None`` at first, trains exactly the parameters of these groups."""
+    if optimizer is None:
+        return False
+    wanted = [id(p) for group in groups for p in group["params"] if p.requires_grad]
+    return wanted == [id(p) for group in optimizer.param_groups for p in group["params"]]
 
 
 def _tensors(model: nn.Module) -> list[torch.Tensor]:

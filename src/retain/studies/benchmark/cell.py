@@ -81,6 +81,7 @@ def run(spec: BenchmarkSpec, method: str, scenario: str, seed: int, keeper: Keep
         optimizer=spec.optimizer,
         lr=spec.lr,
         schedule=spec.schedule,
+        carry_optimizer=spec.carry_optimizer,
         seed=seed,
         device=spec.device,
         watch=stream,

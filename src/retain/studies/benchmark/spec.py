@@ -18,7 +18,7 @@ Strength = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 class BenchmarkSpec(Spec):
     """Settings of the benchmark."""
 
-    _later: ClassVar[set[str]] = {"trial", "trial_divisor"}
+    _later: ClassVar[set[str]] = {"trial", "trial_divisor", "carry_optimizer", "fisher_samples"}
 
     stream: StreamName = Field(
         "split", description="split (one source cut by class), permuted (its pixels in other orders), mnist-fashion (one after the other)"
@@ -37,6 +37,8 @@ class BenchmarkSpec(Spec):
     optimizer: Literal["adam", "adamw", "sgd", "momentum"] = Field("adam", description="optimiser; momentum is SGD with momentum 0.9")
     lr: PositiveFloat = Field(1e-3, description="learning rate")
     schedule: Schedule = Field("constant", description="course of the learning rate within a task: constant or cosine")
+    carry_optimizer: bool = Field(False, description="go on with the optimiser's moments from task to task, instead of a fresh one each")
+    fisher_samples: PositiveInt | None = Field(None, description="images of a task on which EWC and Kronecker Laplace measure curvature; null is all")
     pull: Pull = Field("gradient", description="quadratic methods pull by the gradient, or by a proximal step")
     every: PositiveInt = Field(1, description="Kronecker pulls, if proximal, are taken once in so many steps")
     budget: PositiveInt = Field(100, description="old samples that are kept: of each class of each task, or in all, see budget_of")
@@ -90,6 +92,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "units": (1000, 1000),
         "train_steps": 5000,
         "lr": 1e-4,
+        "carry_optimizer": True,
+        "fisher_samples": 6000,
         "methods": ("plain", "ewc", "online-ewc", "si", "joint"),
         "trial_divisor": 8,
         "search": {"ewc": (30.0, 100.0, 300.0, 1000.0), "online-ewc": (30.0, 100.0, 300.0, 1000.0), "si": (3.0, 10.0, 30.0, 100.0)},
