@@ -103,7 +103,8 @@ def forgetting(R: Any) -> float:
 def forward_transfer(R: Any) -> float:
     r"""Accuracy on a task before it is learned, above the start's: :math:`\frac{1}{T-1} \sum_{j>0} R_{j,j} - R_{0,j}`.
 
-    Lopez-Paz and Ranzato 2017, eq. 4, with row 0 of R as the accuracy at initialisation.
+    Lopez-Paz and Ranzato 2017, eq. 4, with row 0 of R as the accuracy at initialisation. In class-incremental streams it says little: outputs that were
+    never trained compete there with those that were, so it ends near minus chance whatever was learned.
 
     Args:
         R: The accuracy matrix, ``[T + 1, T]``.

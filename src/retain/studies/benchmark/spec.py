@@ -96,7 +96,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "fisher_samples": 6000,
         "methods": ("plain", "ewc", "online-ewc", "si", "joint"),
         "trial_divisor": 8,
-        "search": {"ewc": (30.0, 100.0, 300.0, 1000.0), "online-ewc": (30.0, 100.0, 300.0, 1000.0), "si": (3.0, 10.0, 30.0, 100.0)},
+        "search": {"ewc": (10.0, 30.0, 100.0, 300.0), "online-ewc": (10.0, 30.0, 100.0, 300.0), "si": (3.0, 10.0, 30.0, 100.0)},
     },
     "permuted-mnist-50": {
         **_PERMUTED,
