@@ -143,6 +143,8 @@ def test_what_is_reported_belongs_to_the_published_setting(study):
     assert reported(study.spec("split-mnist", ["experiences=2"]), "class", "er") is None
     assert reported(study.spec("split-mnist", ["train_steps=5"]), "class", "er") is None
     assert reported(study.spec("paper"), "class", "er") == (88.79, 0.2)
+    assert reported(study.spec("permuted-mnist-10"), "domain", "si") == (95.33, 0.0)
+    assert reported(study.spec("permuted-mnist-10", ["carry_optimizer=false"]), "domain", "si") is None
 
 
 def test_streams(study):

@@ -1,11 +1,11 @@
 """The loop, its results, and the guard for other people's loops."""
 
-import copy
 import math
 
 import numpy as np
 import pytest
 import torch
+from conftest import Memory
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -655,25 +655,8 @@ def test_a_carried_optimiser_goes_on(blobs, net, schedule):
                 made[0].step()
     assert torch.equal(flat(carried), flat(theirs))
 
-    class Stops:
-        """Keeps the states up to one of them."""
-
-        def __init__(self, after):
-            self.left, self.state = after, None
-
-        def event(self, kind, **fields): ...
-
-        def save(self, state, *, final=False):
-            self.left -= 1
-            self.state = copy.deepcopy(state())
-            if not self.left:
-                raise KeyboardInterrupt
-
-        def load(self):
-            return self.state
-
     for saves in range(1, 6):
-        stop, again = Stops(saves), net()
+        stop, again = Memory(saves), net()
         with pytest.raises(KeyboardInterrupt):
             retain.learn(again, stream, carry_optimizer=True, recorder=stop, **options)
         again = net()
@@ -704,3 +687,12 @@ def test_a_carried_optimiser_is_made_anew_for_other_parameters(blobs, net):
     made.clear()
     retain.learn(net(), [blobs(1), blobs(2)], carry_optimizer=True, optimizer=make)
     assert made == [everything]
+
+    whole, again, stop = net(), net(), Memory(1)
+    retain.learn(whole, [blobs(1), blobs(2)], Freezes(), carry_optimizer=True)
+    with pytest.raises(KeyboardInterrupt):
+        retain.learn(net(), [blobs(1), blobs(2)], Freezes(), carry_optimizer=True, recorder=stop)
+    between = Freezes()
+    between.second = True  # it goes on with the second task
+    retain.learn(again, [blobs(1), blobs(2)], between, carry_optimizer=True, recorder=stop)
+    assert torch.equal(flat(again), flat(whole))

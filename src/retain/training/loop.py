@@ -133,6 +133,10 @@ def learn(
         _restore(restored, result, model, method)
         if restored["done"]:
             return result
+        if restored["optimizer"] is not None and not restored["epoch"]:  # of the task before: made before begin, which may freeze what it trained
+            stepper = make_optimizer(optimizer, method.groups(model, lr), lr)
+            initial = [group["lr"] for group in stepper.param_groups]
+            stepper.load_state_dict(restored["optimizer"])
     elif not result.rows:
         _row(result, model, method, watched, stream, keeper, -1, score_every)
 
@@ -156,7 +160,7 @@ def learn(
         drawn = getattr(stepper, "sampled", nullcontext)  # an optimiser that wants its gradients at drawn weights
         done, passed = position[1] if t == position[0] else 0, 0
         found: dict[str, dict[str, float]] | None = None
-        if t == position[0] and restored is not None and restored["optimizer"] is not None:
+        if done and restored is not None:
             stepper.load_state_dict(restored["optimizer"])
         for epoch in range(done, passes):
             model.train()
@@ -284,10 +288,8 @@ def _score(
 
 def _trains(optimizer: Any, groups: Sequence[dict[str, Any]]) -> bool:
     """Whether an optimiser, ``None`` at first, trains exactly the parameters of these groups."""
-    if optimizer is None:
-        return False
     wanted = [id(p) for group in groups for p in group["params"] if p.requires_grad]
-    return wanted == [id(p) for group in optimizer.param_groups for p in group["params"]]
+    return optimizer is not None and wanted == [id(p) for group in optimizer.param_groups for p in group["params"]]
 
 
 def _tensors(model: nn.Module) -> list[torch.Tensor]:

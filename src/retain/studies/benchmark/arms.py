@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache, partial
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -66,13 +67,14 @@ def make(spec: BenchmarkSpec, method: str, scenario: str, seed: int) -> Method:
     kept = spec.budget if spec.budget_of == "all" else spec.budget * _classes(spec)
     choose: Choose = "per-class" if spec.budget_of == "class" else "reservoir"
     er = partial(ER, spec.budget, choose, seed=memory)
-    laplace = partial(StructuredLaplace, force, samples=spec.fisher_samples, pull=spec.pull, every=spec.every if spec.pull == "proximal" else 1, seed=labels)
+    fisher: dict[str, Any] = {"samples": spec.fisher_samples, "pull": spec.pull, "seed": labels}
+    laplace = partial(StructuredLaplace, force, every=spec.every if spec.pull == "proximal" else 1, **fisher)
     makers: dict[str, Callable[[], Method]] = {
         "plain": Plain,
         "joint": Plain,
         "separate": SeparateNetworks,
-        "ewc": partial(EWC, force, samples=spec.fisher_samples, pull=spec.pull, seed=labels),
-        "online-ewc": partial(OnlineEWC, force, samples=spec.fisher_samples, pull=spec.pull, seed=labels),
+        "ewc": partial(EWC, force, **fisher),
+        "online-ewc": partial(OnlineEWC, force, **fisher),
         "si": partial(SI, force, pull=spec.pull),
         "mas": partial(MAS, force, pull=spec.pull, seed=labels),
         "laplace": laplace,

@@ -59,7 +59,7 @@ _NUMBERS: dict[tuple[str, int], dict[str, dict[str, tuple[float, float]]]] = {
 _SOURCES = {("split", 5): _THREE, ("permuted", 10): f"{_FEEDBACK}, whose standard errors are at most 0.62", ("permuted", 50): f"{_RITTER}: above 90"}
 
 
-_SETTING = ("units", "train_steps", "batch_size", "optimizer", "lr", "schedule", "pad", "class_order", "budget", "budget_of")
+_SETTING = ("units", "train_steps", "batch_size", "optimizer", "lr", "schedule", "carry_optimizer", "pad", "class_order", "budget", "budget_of")
 _PRESETS = {("split", 5): "split-mnist", ("permuted", 10): "permuted-mnist-10", ("permuted", 50): "permuted-mnist-50"}
 
 
