@@ -168,10 +168,11 @@ class GenerativeReplay(Method):
         if self._adam is None:
             self._adam = torch.optim.Adam(self.generator.parameters(), lr=self.lr, fused=True)
         with torch.enable_grad():
-            bound = self.generator.elbo(inputs, self.draw).mean()
+            bounds = self.generator.elbo(inputs if replays is None else torch.cat([inputs, replays]), self.draw)  # one pass for both
+            bound = bounds[: len(inputs)].mean()
             self._elbo = bound.detach()
             if replays is not None:
-                bound = (bound + self.tasks * self.generator.elbo(replays, self.draw).mean()) / (self.tasks + 1)
+                bound = (bound + self.tasks * bounds[len(inputs) :].mean()) / (self.tasks + 1)
             self._adam.zero_grad()
             (-bound).backward()
             self._adam.step()

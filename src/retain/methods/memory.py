@@ -84,7 +84,7 @@ class Memory:
 
     def at(self, places: Tensor) -> dict[str, Tensor]:
         """The samples at ``places``."""
-        return {name: value[places.to(value.device)] for name, value in self.rows.items()}
+        return {name: value.index_select(0, places.to(value.device)) for name, value in self.rows.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Samples, how many were offered, and where the draws stand."""

@@ -27,13 +27,17 @@ def settle(study: Study, spec: Spec, run: Run, work: Callable[[Grid], None] | No
 
     def tell(seed: int, arm: str, kind: str, fields: dict[str, Any]) -> None:
         """Trials are no stages of the run: only that one is finished is told."""
+        nonlocal finished
         if kind == "done":
-            run.listener(seed, "", "note", {"text": f"search, round {len(rounds) + 1}: a trial of {arm} is finished"})
+            finished += 1
+            run.listener(seed, "", "note", {"text": f"search, round {len(rounds) + 1}: {finished} of {len(trials)} trials finished, the last of {arm}"})
 
     quiet = Run(run.path, tell, run.every)
     rounds: list[list[dict[str, Any]]] = []
+    finished = 0
     while trials := study.trials(spec, rounds):
         grid = Grid(study, spec.model_copy(update={"seeds": 1}), quiet, trials)
+        finished = sum(result is not None for result in grid.found(0))
         if work is not None:
             work(grid)
         found = [result for result in grid.found(0) if result is not None]

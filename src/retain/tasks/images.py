@@ -75,7 +75,7 @@ class ImageData(Data):
             return
         order = torch.randperm(self.size, generator=generator).to(self.images.device)
         for rows in order.split(batch_size):
-            yield self._floats(self.images[rows]), self.targets[rows]
+            yield self._floats(self.images.index_select(0, rows)), self.targets[rows]
 
     def to(self, device: torch.device, dtype: torch.dtype | None = None) -> ImageData:
         """The same images on ``device``, still as bytes."""

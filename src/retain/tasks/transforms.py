@@ -224,4 +224,4 @@ class PermutedData(TensorData):
         return PermutedData(self.source, self.targets[rows], self.order, self.rows[rows])
 
     def _drawn(self, rows: Tensor) -> Tensor:
-        return self.source[rows].flatten(1).index_select(1, self.order).reshape(len(rows), *self.shape)
+        return self.source.index_select(0, rows).flatten(1).index_select(1, self.order).reshape(len(rows), *self.shape)
