@@ -249,6 +249,21 @@ def test_an_unfinished_search_has_no_page(study, tmp_path):
         write_report(Run(tmp_path / "benchmark" / searching.fingerprint(study)))
 
 
+def test_the_search_counts_its_trials_through_an_interruption(study, tmp_path):
+    spec, told = study.spec("quick", [*TINY[:5], "methods=[ewc]", "scenarios=[class]", *TINY[7:-1], "seeds=1"]), []
+
+    def listen(seed, arm, kind, fields):
+        if kind == "note" and "search" in fields["text"]:
+            told.append(fields["text"])
+            if len(told) == 1:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        execute(study, spec, tmp_path, listener=listen)
+    execute(study, spec, tmp_path, listener=listen, resume=True)
+    assert [text.split(",")[1] for text in told] == [f" round 1: {i} of 2 trials finished" for i in (1, 2)]
+
+
 def test_a_strength_that_is_given_is_not_searched(study):
     spec = study.spec("quick", ["methods=[ewc]", "scenarios=[task,class]", "own_strengths={ewc/class: 7}"])
     assert {cell.scenarios for cell in study.trials(spec, [])} == {("task",)}
