@@ -48,6 +48,8 @@ CASES = {
     "er-balanced": (lambda: methods.ER(20, "balanced", batch=8), lambda: methods.ER(20, "balanced", strength=0.0, weight="sum")),
     "er-per-class": (lambda: methods.ER(5, "per-class"), lambda: methods.ER(5, "per-class", strength=0.0, weight="sum")),
     "a-gem": (lambda: methods.AGEM(20), None),
+    "icarl": (lambda: methods.ICaRL(20), None),
+    "icarl-per-class": (lambda: methods.ICaRL(5, "per-class", batch=6), None),
     "der++": (lambda: methods.DERpp(20), lambda: methods.DERpp(20, 0.0, 0.0)),
     "ewc+lwf": (lambda: methods.compose(methods.EWC(5.0), methods.LwF()), lambda: methods.compose(methods.EWC(0.0), methods.LwF(0.0, weight="sum"))),
     "ewc+er": (lambda: methods.compose(methods.EWC(5.0), methods.ER(20)), lambda: methods.compose(methods.EWC(0.0), methods.Plain())),
@@ -66,10 +68,11 @@ CASES = {
 }
 NEEDS_IDENTITY = {"separate"}  # these learn a stream with a head a task
 LEARNS_OTHERWISE = {"vcl", "vcl-coreset"}  # a prior holds the weights from the first task on, and training is noisy: never plain training
+ANOTHER_LOSS = {"icarl", "icarl-per-class"}  # yes and no for every class: never plain training
 REPLAYS_AT_ONCE = {"er-online", "der++"}  # samples of the first task too
 SEES_MORE = {
     "vcl-coreset",
-    *(name for name in CASES if name.startswith(("er", "a-gem", "generative")) or "+" in name),
+    *(name for name in CASES if name.startswith(("er", "a-gem", "icarl", "generative")) or "+" in name),
 }  # passes over old samples
 # mean accuracy at the end and squared distance between the weights after the first and the last task
 GOLDEN = {
@@ -101,6 +104,8 @@ GOLDEN = {
     "er-balanced": (0.7917, 0.00589),
     "er-per-class": (0.7833, 0.00862),
     "a-gem": (0.7583, 0.01491),
+    "icarl": (0.6917, 0.01438),
+    "icarl-per-class": (0.6750, 0.01568),
     "der++": (0.7500, 0.01479),
     "ewc+lwf": (0.7667, 0.00277),
     "ewc+er": (0.7500, 0.00451),
@@ -183,7 +188,7 @@ def test_strength_zero_is_fine_tuning(case, stream, net):
 def test_one_task_is_plain_training(case, stream, net):
     one = retain.learn(net(), stream[:1], CASES[case][0](), epochs=2, seed=0)
     plain = retain.learn(net(), stream[:1], None, epochs=2, seed=0)
-    if case == "newton-vcl" or case in REPLAYS_AT_ONCE:  # its training is that of its optimiser: tests/test_newton_vcl.py
+    if case == "newton-vcl" or case in REPLAYS_AT_ONCE | ANOTHER_LOSS:  # its training is that of its optimiser: tests/test_newton_vcl.py
         assert not torch.equal(weights(one), weights(plain))
         return
     if case in LEARNS_OTHERWISE:  # but the prior and the noise are all that differs

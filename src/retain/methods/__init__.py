@@ -8,6 +8,7 @@ from retain.methods.derpp import DERpp
 from retain.methods.er import ER
 from retain.methods.ewc import EWC
 from retain.methods.generative import GenerativeReplay
+from retain.methods.icarl import ICaRL
 from retain.methods.l2sp import L2SP
 from retain.methods.laplace import StructuredLaplace
 from retain.methods.lwf import LwF
@@ -26,7 +27,7 @@ METHODS: dict[str, type[Method]] = {
     method.name: method
     for method in (
         *(Plain, EWC, OnlineEWC, StructuredLaplace, SSR, SI, MAS, RWalk, L2SP, LwF, ER, AGEM, DERpp, GenerativeReplay, VCL, CoresetVCL, NewtonVCL),
-        SeparateNetworks,
+        *(ICaRL, SeparateNetworks),
     )
 }
 
@@ -41,6 +42,7 @@ __all__ = [
     "Blundell",
     "CoresetVCL",
     "GenerativeReplay",
+    "ICaRL",
     "LwF",
     "Method",
     "NewtonVCL",

@@ -33,6 +33,9 @@ class Method:
         """What an optimiser trains, as torch's parameter groups; a group may have a learning rate of its own."""
         return [{"params": [p for p in model.parameters() if p.requires_grad]}]
 
+    answers_from_memory: bool = False
+    """Whether :meth:`predict` needs what :meth:`consolidate` noted of a task to answer about it: ``learn`` then never leaves it out."""
+
     own: Optimizer | None = None
     """What :meth:`optimizer` made for the task at hand; :func:`retain.attach` takes no other."""
 

@@ -12,6 +12,7 @@ from retain.methods.agem import AGEM
 from retain.methods.base import Method, Plain
 from retain.methods.er import ER
 from retain.methods.generative import GenerativeReplay
+from retain.methods.icarl import ICaRL
 from retain.methods.lwf import LwF
 from retain.methods.newton_vcl import NewtonVCL
 from retain.methods.path import PathMethod
@@ -54,6 +55,11 @@ class Composed(Method):
         for part in self.parts:
             if part.scouts:
                 part.scout(model, task)
+
+    @property
+    def answers_from_memory(self) -> bool:  # type: ignore[override]
+        """Whether any does."""
+        return any(part.answers_from_memory for part in self.parts)
 
     def begin(self, model: nn.Module, task: Task) -> None:
         """All begin."""
@@ -186,7 +192,9 @@ def _check(parts: list[Method]) -> None:
         "that chooses what is trained": [part for part in busy if _has(part, "groups")],
         "that reads the gradients along the way": [part for part in busy if isinstance(part, PathMethod)],
         "with a proximal pull": [part for part in busy if isinstance(part, Quadratic) and part.pull == "proximal"],
-        "that weighs the loss on new data": [part for part in busy if isinstance(part, ER | LwF | GenerativeReplay) and part.weight in ("tasks", "samples")],
+        "that weighs the loss on new data": [
+            part for part in busy if isinstance(part, ICaRL) or (isinstance(part, ER | LwF | GenerativeReplay) and part.weight in ("tasks", "samples"))
+        ],
     }
     hints = {
         "that reads the gradients along the way": "The second would read the first one's pull.",

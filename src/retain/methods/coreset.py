@@ -47,6 +47,7 @@ class CoresetVCL(VCL):
     name = "vcl-coreset"
     summary = "variational continual learning, refreshed with a few old examples before it answers"
     citation = "nguyen2018variational"
+    answers_from_memory = True
 
     def __init__(
         self, size: int = 200, *, choose: Literal["random", "k-center"] = "random", epochs: int = 100, lr: float = 1e-3, seed: int = 0, **settings: Any

@@ -25,6 +25,8 @@ def settle(study: Study, spec: Spec, run: Run, work: Callable[[Grid], None] | No
     if all((run.path / f"seed-{seed}" / "result.json").exists() for seed in range(spec.seeds)):
         return spec
 
+    finished = 0  # of this round's trials
+
     def tell(seed: int, arm: str, kind: str, fields: dict[str, Any]) -> None:
         """Trials are no stages of the run: only that one is finished is told."""
         nonlocal finished
@@ -34,7 +36,6 @@ def settle(study: Study, spec: Spec, run: Run, work: Callable[[Grid], None] | No
 
     quiet = Run(run.path, tell, run.every)
     rounds: list[list[dict[str, Any]]] = []
-    finished = 0
     while trials := study.trials(spec, rounds):
         grid = Grid(study, spec.model_copy(update={"seeds": 1}), quiet, trials)
         finished = sum(result is not None for result in grid.found(0))

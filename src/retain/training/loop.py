@@ -78,7 +78,7 @@ def learn(
         watch: The tasks to score; the stream's own by default.
         after: The result of learning the first tasks of this stream: they are not learned again, and its rows and curves are kept. The
             model and the method must be those that came out of it (or the method has consolidated the model on their data).
-        consolidate_last: Let the method remember the last task too; ``False`` saves the time where nothing follows.
+        consolidate_last: Let the method remember the last task too; ``False`` saves the time where nothing follows and answers need it not.
         score_every: Score the watched tasks after every so many epochs of a task, and after its last; 0 is never, and the rows of the matrix are ``nan``.
         recorder: Where events and points to continue from go.
 
@@ -214,7 +214,7 @@ def learn(
         weights = [value.detach().clone() for value in _tensors(model)] if plain else None
         keeper.finished(task.id)
         last = t + 1 == len(stream)
-        if consolidate_last or not last:
+        if consolidate_last or not last or method.answers_from_memory:
             with seeded(seed, "remember", t):
                 method.consolidate(model, task)
         if found is not None and weights is not None and _same(weights, _tensors(model)):

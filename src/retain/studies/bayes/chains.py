@@ -33,7 +33,7 @@ def run(spec: BayesSpec, part: str, seed: int, keeper: Keeper) -> list[dict[str,
         model = net(spec.chain_hidden, 10, seed)
         shared: dict[str, Any] = {"epochs": spec.chain_epochs, "seed": seed, "recorder": recorder, "score_every": spec.score_every}
         plain = name in ("ewc", "plain")
-        result = learn(model, tasks, _method(spec, name, seed), consolidate_last=name == "coreset", **shared, **options(spec, plain=plain))
+        result = learn(model, tasks, _method(spec, name, seed), consolidate_last=False, **shared, **options(spec, plain=plain))
         found.append({"method": name, "tasks": result.tasks, **record(result)})
     return found
 

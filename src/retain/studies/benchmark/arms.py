@@ -11,7 +11,24 @@ import torch
 from torch.nn import functional as F
 
 from retain.errors import InputError, nearest
-from retain.methods import AGEM, ER, EWC, MAS, SI, VCL, DERpp, GenerativeReplay, LwF, Method, OnlineEWC, Plain, SeparateNetworks, StructuredLaplace, compose
+from retain.methods import (
+    AGEM,
+    ER,
+    EWC,
+    MAS,
+    SI,
+    VCL,
+    DERpp,
+    GenerativeReplay,
+    ICaRL,
+    LwF,
+    Method,
+    OnlineEWC,
+    Plain,
+    SeparateNetworks,
+    StructuredLaplace,
+    compose,
+)
 from retain.methods.memory import Choose
 from retain.models import MLP, GaussianPrior
 from retain.seeds import derive, generator
@@ -34,6 +51,7 @@ LABELS = {
     "er": "ER",
     "a-gem": "A-GEM",
     "der++": "DER++",
+    "icarl": "iCaRL",
     "generative-replay": "generative replay",
     "separate": "separate networks",
     "joint": "joint training",
@@ -84,6 +102,7 @@ def make(spec: BenchmarkSpec, method: str, scenario: str, seed: int) -> Method:
         "er": er,
         "a-gem": partial(AGEM, spec.budget, choose, seed=memory),
         "der++": partial(DERpp, kept, seed=memory),
+        "icarl": partial(ICaRL, spec.budget, "per-class" if spec.budget_of == "class" else "balanced", seed=memory),
         "generative-replay": partial(GenerativeReplay, seed=memory),
     }
     if method not in makers:
@@ -92,8 +111,8 @@ def make(spec: BenchmarkSpec, method: str, scenario: str, seed: int) -> Method:
 
 
 def applies(method: str, scenario: str) -> bool:
-    """Whether a method makes sense in a scenario: separate networks have to be told which task is asked."""
-    return method != "separate" or scenario == "task"
+    """Whether a method makes sense in a scenario: separate networks have to be told which task is asked, iCaRL is about classes that compete."""
+    return {"separate": "task", "icarl": "class"}.get(method, scenario) == scenario
 
 
 def _classes(spec: BenchmarkSpec) -> int:

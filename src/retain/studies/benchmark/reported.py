@@ -40,6 +40,7 @@ _NUMBERS: dict[tuple[str, int], dict[str, dict[str, tuple[float, float]]]] = {
             "er": (88.79, 0.20),
             "generative-replay": (90.4, 0.2),
             "a-gem": (65.1, 3.6),
+            "icarl": (92.5, 0.1),
             "joint": (98.2, 0.04),
         },
     },

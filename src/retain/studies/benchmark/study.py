@@ -33,6 +33,7 @@ _COST = {
     "er": 1.9,
     "a-gem": 2.0,
     "der++": 2.6,
+    "icarl": 2.6,
     "generative-replay": 5.0,
 }
 """Of a cell, in multiples of fine-tuning."""
@@ -57,6 +58,7 @@ class BenchmarkStudy(Study):
         "chaudhry2019tiny",
         "chaudhry2019efficient",
         "buzzega2020dark",
+        "rebuffi2017icarl",
         "shin2017continual",
         "lecun1998gradient",
         "xiao2017fashion",
