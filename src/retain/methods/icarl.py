@@ -69,30 +69,39 @@ class ICaRL(Method):
             raise InputError("choose", "'balanced' or 'per-class'", repr(choose))
         self.size, self.choose, self.head, self.seed = check_count("size", size), choose, head, check_count("seed", seed, least=0)
         self.batch = None if batch is None else check_count("batch", batch)
-        self.kept: dict[int, Tensor] = {}
-        """Inputs that are kept, by class, the most telling first."""
+        self.classes: list[int] = []
+        """Labels of what is kept."""
+        self.inputs: Tensor | None = None
+        """What is kept, class by class, the most telling first."""
+        self.labels: Tensor | None = None
+        """Its labels."""
         self.teacher: nn.Module | None = None
         """The model as it was before the task at hand."""
         self.draw = generator(self.seed, "replay")
         self._found: tuple[Any, Tensor] | None = None  # the classes' means, and of which weights
 
+    @property
+    def kept(self) -> dict[int, Tensor]:
+        """What is kept by class, the most telling first."""
+        if self.inputs is None or self.labels is None:
+            return {}
+        return {label: self.inputs[self.labels == label] for label in self.classes}
+
     def begin(self, model: nn.Module, task: Task) -> None:
         """Keep a copy of the model."""
         _classes(task)
         find_head(model, self.head)
-        self.teacher, self._found = frozen(model) if self.kept else None, None
+        self.teacher, self._found = frozen(model) if self.classes else None, None
 
     def penalty(self, model: nn.Module, batch: Batch, outputs: Tensor) -> Tensor:
         """What makes the loss that of every class's yes and no, on new and kept samples."""
-        known = (*self.kept, *_classes(batch.task))
+        known = (*self.classes, *_classes(batch.task))
         seen = outputs if within(known, batch.task.active) else None
         total = self.loss(model, batch, seen)
-        if self.teacher is not None:
-            rows = torch.cat(list(self.kept.values()))
-            labels = torch.cat([torch.full((len(one),), label, device=rows.device) for label, one in self.kept.items()])
-            places = torch.randperm(len(rows), generator=self.draw)[: self.batch or len(batch.targets)].to(rows.device)
-            share = len(rows) / (len(rows) + batch.task.n)
-            total = (1 - share) * total + share * self.loss(model, Batch(rows.index_select(0, places), labels[places], batch.task))
+        if self.teacher is not None and self.inputs is not None and self.labels is not None:
+            places = torch.randperm(len(self.labels), generator=self.draw)[: self.batch or len(batch.targets)].to(self.labels.device)
+            share = len(self.labels) / (len(self.labels) + batch.task.n)
+            total = (1 - share) * total + share * self.loss(model, Batch(self.inputs.index_select(0, places), self.labels[places], batch.task))
         return total - batch.task.likelihood.mean_nll(outputs, batch.targets, batch.weight)
 
     def loss(self, model: nn.Module, batch: Batch, outputs: Tensor | None = None) -> Tensor:
@@ -107,7 +116,7 @@ class ICaRL(Method):
             A scalar, in nats per sample.
         """
         new = _classes(batch.task)
-        old = [label for label in self.kept if label not in new] if self.teacher is not None else []
+        old = [label for label in self.classes if label not in new] if self.teacher is not None else []
         asked = Batch(batch.inputs, batch.targets, unmasked(batch.task))
         now = apply(model, asked) if outputs is None else outputs
         goal = F.one_hot(batch.targets, now.shape[-1]).to(now.dtype)
@@ -127,28 +136,29 @@ class ICaRL(Method):
                 kinds = f"{type(batch.inputs).__name__} of {len(tree_leaves(batch.inputs))}"
                 raise InputError("inputs", "a tensor, since a memory keeps rows of it", kinds)
         inputs, targets = torch.cat([batch.inputs for batch in parts]), torch.cat([batch.targets for batch in parts])
-        labels = targets.unique().tolist()
-        each = self.size if self.choose == "per-class" else max(1, self.size // len({*self.kept, *labels}))
+        kept, labels = self.kept, targets.unique().tolist()
+        each = self.size if self.choose == "per-class" else max(1, self.size // len({*kept, *labels}))
         for label in labels:
             rows = inputs[targets == label]
-            rows = torch.cat([self.kept[label].to(rows), rows]) if label in self.kept else rows
-            chosen = herd(F.normalize(features(model, rows, name=self.head, batch_size=1000)), each)
-            self.kept[label] = rows[chosen]
-        self.kept = {label: rows[:each].clone() for label, rows in self.kept.items()}
+            rows = torch.cat([kept[label].to(rows), rows]) if label in kept else rows
+            kept[label] = rows[herd(F.normalize(features(model, rows, name=self.head, batch_size=1000)), each)]
+        self.classes, counts = list(kept), [min(each, len(rows)) for rows in kept.values()]
+        self.inputs = torch.cat([rows[:each] for rows in kept.values()])
+        self.labels = torch.tensor(self.classes).repeat_interleave(torch.tensor(counts)).to(self.inputs.device)
         self.teacher, self._found = None, None
 
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:
         """Minus the squared distance to every class's mean; the network's outputs while a class that competes has none."""
         asked = batch.task.classes if batch.task.active is None else batch.task.active
-        if not self.kept or not set(asked or ()) <= set(self.kept):
+        if not self.classes or not set(asked or ()) <= set(self.classes):
             return apply(model, batch)
         phi = F.normalize(features(model, batch.inputs, name=self.head, batch_size=len(batch.targets)))
         outputs = phi.new_full((len(phi), find_head(model, self.head)[1].out_features), torch.finfo(phi.dtype).min)
-        outputs[:, list(self.kept)] = 2 * phi @ self.means(model).T - 2  # of vectors of length 1
+        outputs[:, self.classes] = 2 * phi @ self.means(model).T - 2  # of vectors of length 1
         return mask(outputs, batch.task.active)
 
     def means(self, model: nn.Module) -> Tensor:
-        """The mean feature of each class's kept samples, ``[classes, d]`` at length 1, in the order of :attr:`kept`; measured again when the weights change."""
+        """The mean feature of each class's kept samples, ``[classes, d]`` at length 1, as in :attr:`classes`; measured again when the weights change."""
         state = (id(model), [(tensor.data_ptr(), tensor._version) for tensor in (*model.parameters(), *model.buffers())])
         if self._found is None or self._found[0] != state:
             rows = [F.normalize(features(model, one, name=self.head, batch_size=1000)).mean(0) for one in self.kept.values()]
@@ -158,12 +168,13 @@ class ICaRL(Method):
     def state_dict(self) -> dict[str, Any]:
         """What is kept, the copy, and where the draws stand."""
         teacher = None if self.teacher is None else self.teacher.state_dict()
-        return {"labels": list(self.kept), "kept": list(self.kept.values()), "teacher": teacher, "draw": self.draw.get_state()}
+        return {"classes": self.classes, "inputs": self.inputs, "labels": self.labels, "teacher": teacher, "draw": self.draw.get_state()}
 
     def load_state_dict(self, state: dict[str, Any], model: nn.Module) -> None:
         """Take it up again, on the model's device."""
         place = next(model.parameters()).device
-        self.kept = {label: rows.to(place) for label, rows in zip(state["labels"], state["kept"], strict=True)}
+        self.classes = list(state["classes"])
+        self.inputs, self.labels = (None if state[name] is None else state[name].to(place) for name in ("inputs", "labels"))
         self.draw.set_state(state["draw"].cpu())
         self.teacher, self._found = None, None
         if state["teacher"] is not None:
