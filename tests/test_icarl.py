@@ -11,6 +11,7 @@ from retain.errors import InputError
 from retain.likelihoods import Gaussian
 from retain.methods.icarl import herd
 from retain.tasks.batch import Batch, apply
+from retain.training.recorder import Silent
 
 
 @pytest.fixture
@@ -119,6 +120,14 @@ def test_until_a_task_is_over_the_network_answers(net, stream):
 def test_the_last_task_is_always_remembered(net, stream, make):
     ends = [retain.learn(net(), stream, make(), epochs=2, batch_size=16, lr=0.02, consolidate_last=last) for last in (True, False)]
     assert ends[0].rows == ends[1].rows
+    told = []
+
+    class Told(Silent):
+        def event(self, kind, **fields):
+            told.extend([fields["accuracy"]] if kind == "remembered" else [])
+
+    watched = retain.learn(net(), stream, make(), epochs=2, batch_size=16, lr=0.02, recorder=Told())
+    assert [list(scores.values()) for scores in told] == watched.rows[1:]
     part = ends[1].method.parts[1] if hasattr(ends[1].method, "parts") else ends[1].method
     assert list(part.kept) == list(range(6))
 

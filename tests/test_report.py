@@ -164,9 +164,11 @@ def test_the_live_display(capsys):
         display(0, "first", "done", {})
         display(0, "", "verdict", {"text": "kept 90"})
         display(1, "ewc@1", "epoch", fields)
+        display(1, "ewc@1", "remembered", {"task": "mnist", "accuracy": {"mnist": 0.8}})
+        display(1, "ewc@1", "done", {})
         display(1, "plain", "done", {})
     said = capsys.readouterr().err
-    assert "mnist 90.0 %" in said and "kept 90" in said and "restored" in said
+    assert "mnist 90.0 %" in said and "mnist 80.0 %" in said and "kept 90" in said and "restored" in said
     from rich.console import Console
 
     console = Console(width=100, record=True, file=io.StringIO())

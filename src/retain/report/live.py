@@ -61,6 +61,8 @@ class Display:
         self.seed = seed
         if kind in ("epoch", "step"):
             self.rows[seed, arm] = fields
+        elif kind == "remembered" and (seed, arm) in self.rows:
+            self.rows[seed, arm] = {**self.rows[seed, arm], "accuracy": fields["accuracy"]}
         elif kind == "done" and (seed, arm) not in self.finished:
             self.finished.add((seed, arm))
             self._progress.advance(self._bar)

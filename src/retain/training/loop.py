@@ -221,6 +221,8 @@ def learn(
             _append(result, found, watched)
         else:
             _row(result, model, method, watched, stream, keeper, t, score_every)
+            if method.answers_from_memory and score_every:  # the last epoch's scores were without what is remembered
+                recorder.event("remembered", task=task.id, accuracy=dict(zip((one.id for one in watched.tasks), result.rows[-1], strict=True)))
         kept = stepper if carry_optimizer and own is None and not last else None
         recorder.save(lambda t=t, last=last, o=kept: _state(result, model, method, t + 1, 0, o, done=last), final=last)  # type: ignore[misc]
     return result

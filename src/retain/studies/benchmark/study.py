@@ -102,7 +102,7 @@ class BenchmarkStudy(Study):
             raise InputError("search_seed", "a seed that is not reported", spec.search_seed, f"Reported are {spec.offset} to {spec.offset + spec.seeds - 1}.")
         if not self._pairs(spec):
             raise InputError(
-                "methods", "a method that makes sense in some scenario", list(spec.methods), "Separate networks need the task's identity: add scenario task."
+                "methods", "a method that makes sense in some scenario", list(spec.methods), "separate is for scenario task, icarl for scenario class."
             )
         for scenario in spec.scenarios:
             stream_of(spec, scenario, spec.offset)
