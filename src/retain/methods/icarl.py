@@ -201,7 +201,7 @@ def herd(phi: Tensor, count: int) -> Tensor:
     Example:
         >>> import torch
         >>> herd(torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]]), 2)
-        tensor([1, 0])
+        tensor([1, 2])
     """
     mean = F.normalize(phi.mean(0), dim=0)
     left, total, taken = torch.zeros_like(phi[:, 0]), torch.zeros_like(mean), []
