@@ -104,9 +104,19 @@ def test_the_nearest_mean_answers_among_what_competes(net, stream):
     assert torch.allclose(found, -far, atol=1e-5)
     early = method.predict(model, Batch(x, y, stream.at(0, 0)))
     assert torch.allclose(early[:, :3], -far[:, :3], atol=1e-5) and early[:, 3:].max() < -1e30
-    with torch.no_grad():
-        next(model.parameters()).mul_(-0.5)  # the means move with the weights
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1, fused=True)  # which leaves no trace but the values
+    model(x).square().sum().backward()
+    optimizer.step()
     assert torch.allclose(method.means(model), torch.stack([F.normalize(hidden(model, rows).mean(0), dim=0) for rows in method.kept.values()]), atol=1e-6)
+
+
+def test_a_class_without_a_sample_is_never_the_answer(net, blobs):
+    task = blobs(1)
+    some = task.data.targets != 2
+    method, model = methods.ICaRL(12), net()
+    method.consolidate(model, tasks.Task((task.data.inputs[some], task.data.targets[some]), classes=(0, 1, 2), active=(0, 1, 2), id="two"))
+    found = method.predict(model, Batch(task.data.inputs, task.data.targets, tasks.Task((task.data.inputs, task.data.targets), active=(0, 1, 2), id="all")))
+    assert found[:, 2].max() < -1e30 and found[:, :2].min() >= -4
 
 
 def test_until_a_task_is_over_the_network_answers(net, stream):
@@ -154,6 +164,8 @@ def test_bad_input(net, stream, blobs):
         methods.ICaRL().begin(net(), loader)
     with pytest.raises(InputError, match="head: expected"):
         methods.ICaRL(head="nowhere").begin(net(), stream[0])
+    with pytest.raises(InputError, match="classes: expected below 6"):
+        methods.ICaRL().begin(net(), tasks.Task((torch.randn(4, 4), torch.tensor([0, 1, 2, 9])), id="nine"))
     pairs = tasks.Task([((torch.randn(8, 4), torch.randn(8, 4)), torch.arange(8) % 3)], n=8, classes=(0, 1, 2), id="pairs")
     with pytest.raises(InputError, match="inputs: expected a tensor"):
         methods.ICaRL().consolidate(net(), pairs)

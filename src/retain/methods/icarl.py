@@ -34,14 +34,14 @@ class ICaRL(Method):
 
     Departures: a step sees the new batch and as many kept samples, weighted as their shares of D, where the paper draws from D, whose few kept samples are
     then in few batches; a loop's loss stays the new batch's, and the penalty is what is missing. A class that comes again (domain-incremental streams) is
-    learned from its labels, and chosen anew from what is kept of it and what is new. Until the task at hand is over its classes have no mean: whoever asks
-    among them gets the network's outputs.
+    learned from its labels, and chosen anew from what is kept of it and what is new. Until the task at hand is over its new classes have no mean: whoever
+    asks among them gets the network's outputs.
 
     Answers are minus squared distances, among the outputs that compete; their softmax is flat, and no probability to rely on.
 
     Args:
         size: Samples kept, in all or of every class, see ``choose``.
-        choose: ``balanced``: ``size`` in all, as many of each class, as in the paper. ``per-class``: ``size`` of each class.
+        choose: ``balanced``: ``size`` in all, as many of each class and at least one, as in the paper. ``per-class``: ``size`` of each class.
         batch: Kept samples a step; as many as there are new ones by default.
         head: Name of the last linear layer, where :func:`retain.models.find_head` cannot find it.
         seed: Draws which kept samples a step sees.
@@ -71,6 +71,8 @@ class ICaRL(Method):
         self.batch = None if batch is None else check_count("batch", batch)
         self.classes: list[int] = []
         """Labels of what is kept."""
+        self.met: set[int] = set()
+        """Classes of the tasks that are over; one of which there was no sample has no mean, and is never the answer."""
         self.inputs: Tensor | None = None
         """What is kept, class by class, the most telling first."""
         self.labels: Tensor | None = None
@@ -78,7 +80,7 @@ class ICaRL(Method):
         self.teacher: nn.Module | None = None
         """The model as it was before the task at hand."""
         self.draw = generator(self.seed, "replay")
-        self._found: tuple[Any, Tensor] | None = None  # the classes' means, and of which weights
+        self._found: tuple[list[Tensor], Tensor] | None = None  # the classes' means, and of which weights
 
     @property
     def kept(self) -> dict[int, Tensor]:
@@ -89,8 +91,9 @@ class ICaRL(Method):
 
     def begin(self, model: nn.Module, task: Task) -> None:
         """Keep a copy of the model."""
-        _classes(task)
-        find_head(model, self.head)
+        outputs = find_head(model, self.head)[1].out_features
+        if max(_classes(task)) >= outputs:
+            raise InputError("classes", f"below {outputs}, the outputs of the last layer", max(_classes(task)), "Give the model more outputs.")
         self.teacher, self._found = frozen(model) if self.classes else None, None
 
     def penalty(self, model: nn.Module, batch: Batch, outputs: Tensor) -> Tensor:
@@ -119,7 +122,7 @@ class ICaRL(Method):
         old = [label for label in self.classes if label not in new] if self.teacher is not None else []
         asked = Batch(batch.inputs, batch.targets, unmasked(batch.task))
         now = apply(model, asked) if outputs is None else outputs
-        goal = F.one_hot(batch.targets, now.shape[-1]).to(now.dtype)
+        goal = F.one_hot(batch.targets.long(), now.shape[-1]).to(now.dtype)
         if old and self.teacher is not None:
             with torch.no_grad():
                 goal[:, old] = apply(self.teacher, asked)[:, old].sigmoid().to(goal.dtype)
@@ -129,7 +132,7 @@ class ICaRL(Method):
     def consolidate(self, model: nn.Module, task: Task) -> None:
         """Choose what to keep of the task's classes, and of older ones the first."""
         task = on_device(task, model)
-        _classes(task)
+        self.met |= set(_classes(task))
         parts = list(task.batches(1000))
         for batch in parts:
             if not isinstance(batch.inputs, Tensor):
@@ -150,30 +153,38 @@ class ICaRL(Method):
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:
         """Minus the squared distance to every class's mean; the network's outputs while a class that competes has none."""
         asked = batch.task.classes if batch.task.active is None else batch.task.active
-        if not self.classes or not set(asked or ()) <= set(self.classes):
+        if not self.classes or not set(asked or ()) <= self.met:
             return apply(model, batch)
         phi = F.normalize(features(model, batch.inputs, name=self.head, batch_size=len(batch.targets)))
         outputs = phi.new_full((len(phi), find_head(model, self.head)[1].out_features), torch.finfo(phi.dtype).min)
-        outputs[:, self.classes] = 2 * phi @ self.means(model).T - 2  # of vectors of length 1
+        means = self.means(model)
+        outputs[:, self.classes] = 2 * phi @ means.T - phi.square().sum(1, keepdim=True) - means.square().sum(1)
         return mask(outputs, batch.task.active)
 
     def means(self, model: nn.Module) -> Tensor:
         """The mean feature of each class's kept samples, ``[classes, d]`` at length 1, as in :attr:`classes`; measured again when the weights change."""
-        state = (id(model), [(tensor.data_ptr(), tensor._version) for tensor in (*model.parameters(), *model.buffers())])
-        if self._found is None or self._found[0] != state:
+        state = [*model.parameters(), *model.buffers()]
+        if self._found is None or not _same(self._found[0], state):  # values, as a fused optimiser's step leaves no other trace
             rows = [F.normalize(features(model, one, name=self.head, batch_size=1000)).mean(0) for one in self.kept.values()]
-            self._found = state, F.normalize(torch.stack(rows))
+            self._found = [tensor.detach().clone() for tensor in state], F.normalize(torch.stack(rows))
         return self._found[1]
 
     def state_dict(self) -> dict[str, Any]:
         """What is kept, the copy, and where the draws stand."""
         teacher = None if self.teacher is None else self.teacher.state_dict()
-        return {"classes": self.classes, "inputs": self.inputs, "labels": self.labels, "teacher": teacher, "draw": self.draw.get_state()}
+        return {
+            "classes": self.classes,
+            "met": sorted(self.met),
+            "inputs": self.inputs,
+            "labels": self.labels,
+            "teacher": teacher,
+            "draw": self.draw.get_state(),
+        }
 
     def load_state_dict(self, state: dict[str, Any], model: nn.Module) -> None:
         """Take it up again, on the model's device."""
         place = next(model.parameters()).device
-        self.classes = list(state["classes"])
+        self.classes, self.met = list(state["classes"]), set(state["met"])
         self.inputs, self.labels = (None if state[name] is None else state[name].to(place) for name in ("inputs", "labels"))
         self.draw.set_state(state["draw"].cpu())
         self.teacher, self._found = None, None
@@ -184,6 +195,10 @@ class ICaRL(Method):
     def settings(self) -> dict[str, Any]:
         """What it was made with."""
         return {name: getattr(self, name) for name in ("size", "choose", "batch", "head", "seed")}
+
+
+def _same(some: list[Tensor], others: list[Tensor]) -> bool:
+    return len(some) == len(others) and all(a.shape == b.shape and a.device == b.device and torch.equal(a, b) for a, b in zip(some, others, strict=True))
 
 
 def herd(phi: Tensor, count: int) -> Tensor:
