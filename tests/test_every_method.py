@@ -95,8 +95,8 @@ GOLDEN = {
     "rwalk": (0.7750, 0.00868),
     "l2sp": (0.7667, 0.00352),
     "l2sp-proximal": (0.7583, 0.00120),
-    "vcl": (0.7750, 0.00082),
-    "vcl-coreset": (0.7833, 0.00082),
+    "vcl": (0.7667, 0.00085),
+    "vcl-coreset": (0.7583, 0.00085),
     "lwf": (0.7667, 0.00371),
     "lwf-past": (0.7833, 0.00939),
     "er": (0.7417, 0.00633),
@@ -104,16 +104,16 @@ GOLDEN = {
     "er-balanced": (0.7917, 0.00589),
     "er-per-class": (0.7833, 0.00862),
     "a-gem": (0.7583, 0.01491),
-    "icarl": (0.6917, 0.01438),
+    "icarl": (0.7000, 0.01438),
     "icarl-per-class": (0.6750, 0.01568),
     "der++": (0.7500, 0.01479),
     "ewc+lwf": (0.7667, 0.00277),
     "ewc+er": (0.7500, 0.00451),
     "laplace+er": (0.7750, 0.01029),
     "er+si": (0.7333, 0.00385),
-    "newton-vcl": (0.7083, 0.04283),
+    "newton-vcl": (0.7417, 0.02587),
     "separate": (0.8083, 0.01979),
-    "generative-replay": (0.6750, 0.00671),
+    "generative-replay": (0.6583, 0.00629),
     "generative-soft": (0.7667, 0.00466),
 }
 
@@ -291,9 +291,11 @@ def test_repr_names_the_settings(case):
 def test_golden(case, stream, net):
     model = net()
     method = CASES[case][0]()
-    first = retain.learn(model, stream[:1], method, watch=stream, epochs=4, batch_size=16, lr=0.02, optimizer="momentum")
+    # in double precision, so that no processor's rounding moves a sample across a boundary
+    options = {"epochs": 4, "batch_size": 16, "lr": 0.02, "optimizer": "momentum", "precision": "float64"}
+    first = retain.learn(model, stream[:1], method, watch=stream, **options)
     start = weights(first)
-    result = retain.learn(first.model, stream, method, after=first, epochs=4, batch_size=16, lr=0.02, optimizer="momentum")
+    result = retain.learn(first.model, stream, method, after=first, **options)
     found = (result.average_accuracy, float((weights(result) - start).square().mean()))
     assert found == pytest.approx(GOLDEN[case], abs=1e-4)
 
