@@ -13,12 +13,15 @@ from torch.utils.data import DataLoader, TensorDataset
 import retain
 from retain import methods, models, tasks
 from retain.errors import InputError, RetainError
-from retain.likelihoods import Bernoulli, Gaussian, Tokens
+from retain.likelihoods import Bernoulli, Categorical, Gaussian, Tokens
 from retain.models import unwrap
 from retain.seeds import generator
 from retain.tasks import Task
+from retain.tasks.batch import Batch, apply
 from retain.training import evaluate, measure
-from retain.training.optimizers import factor
+from retain.training.devices import denormals_flushed
+from retain.training.epoch import Epoch
+from retain.training.optimizers import clear_gradients, factor
 
 
 def flat(model):
@@ -696,3 +699,72 @@ def test_a_carried_optimiser_is_made_anew_for_other_parameters(blobs, net):
     between.second = True  # it goes on with the second task
     retain.learn(again, [blobs(1), blobs(2)], between, carry_optimizer=True, recorder=stop)
     assert torch.equal(flat(again), flat(whole))
+
+
+def test_an_epoch_sums_what_its_steps_say(monkeypatch):
+    likelihood, draw = Categorical(), torch.Generator().manual_seed(0)
+    monkeypatch.setattr("retain.training.epoch._STEPS", 3)
+    sums, losses, right, seen = Epoch(likelihood), [], 0, 0
+    for size in (4, 4, 4, 4, 2):  # the first three together, then what is left
+        outputs, targets = torch.randn(size, 5, generator=draw), torch.randint(5, (size,), generator=draw)
+        loss = likelihood.mean_nll(outputs, targets)
+        sums.add(loss, outputs, targets)
+        losses.append(float(loss))
+        right, seen = right + int((outputs.argmax(1) == targets).sum()), seen + size
+    assert sums.mean() == pytest.approx(sum(losses) / 5, rel=1e-6)
+    assert sums.score() == right / seen
+
+
+def test_an_epoch_takes_sequences_of_any_length():
+    sums, draw = Epoch(Tokens()), torch.Generator().manual_seed(0)
+    right = seen = 0
+    for length in (3, 3, 5, 1):
+        outputs, targets = torch.randn(2, length, 7, generator=draw), torch.randint(7, (2, length), generator=draw)
+        sums.add(torch.tensor(1.0), outputs, targets)
+        right, seen = right + int((outputs.argmax(-1) == targets).sum()), seen + targets.numel()
+    assert sums.steps == 4
+    assert sums.score() == pytest.approx(right / seen)
+
+
+class Tiny(methods.Plain):
+    """Notes what the processor makes of a number that single precision holds only as a denormal."""
+
+    def __init__(self):
+        self.found = []
+
+    def before_step(self, model, optimizer):
+        self.found.append(float(torch.full((), 1e-40) * 1))
+
+
+def test_denormals_are_zero_while_it_learns_and_only_then(blobs, net):
+    method = Tiny()
+    retain.learn(net(), [blobs(1)], method, epochs=1)
+    assert set(method.found) == {0.0}
+    assert float(torch.full((), 1e-40) * 1) > 0
+    with pytest.raises(RuntimeError, match="inside"), denormals_flushed():
+        raise RuntimeError("inside")
+    assert float(torch.full((), 1e-40) * 1) > 0
+
+
+def test_a_mask_first_used_in_inference_trains_later():
+    task = tasks.Task((torch.rand(4, 3), torch.tensor([0, 11, 0, 11])), classes=(0, 11), active=(0, 11))
+    model = torch.nn.Linear(3, 12)
+    with torch.inference_mode():
+        apply(model, Batch(task.data.inputs, task.data.targets, task))
+    apply(model, Batch(task.data.inputs, task.data.targets, task)).logsumexp(1).sum().backward()
+    assert bool(model.weight.grad[[0, 11]].any()) and not bool(model.weight.grad[1:11].any())
+
+
+def test_an_optimiser_forgets_gradients_its_own_way():
+    class Counting(torch.optim.SGD):
+        cleared = 0
+
+        def zero_grad(self, set_to_none=True):
+            self.cleared += 1
+
+    weight = torch.nn.Parameter(torch.ones(2))
+    for kind in (torch.optim.SGD, Counting):
+        optimizer, weight.grad = kind([weight], lr=0.1), torch.ones(2)
+        clear_gradients(optimizer)
+        assert (weight.grad is None) == (kind is torch.optim.SGD)
+    assert optimizer.cleared == 1

@@ -145,6 +145,8 @@ def do(study: Study, spec: Spec, run: Run, seed: int) -> bool:
     """
     import torch
 
+    from retain.training.devices import denormals_flushed
+
     with claimed(run.path, seed) as ours:
         if not ours:
             return False
@@ -156,7 +158,8 @@ def do(study: Study, spec: Spec, run: Run, seed: int) -> bool:
         try:
             folder = run.seed(seed)
             try:
-                folder.finish(study.run(spec, seed, folder))
+                with denormals_flushed():
+                    folder.finish(study.run(spec, seed, folder))
             finally:
                 folder.close()
         finally:

@@ -19,15 +19,17 @@ from retain.tasks.batch import apply
 from retain.tasks.data import all_finite
 from retain.tasks.stream import Stream, as_stream
 from retain.training.batchnorm import BatchNormKeeper, BatchNormPolicy
-from retain.training.devices import Precision, autocast, choose_device, dtype_of
+from retain.training.devices import Precision, autocast, choose_device, denormals_flushed, dtype_of
+from retain.training.epoch import Epoch
 from retain.training.evaluation import evaluate
-from retain.training.optimizers import OptimizerFactory, Schedule, factor, make_optimizer
+from retain.training.optimizers import OptimizerFactory, Schedule, clear_gradients, factor, make_optimizer
 from retain.training.recorder import Recorder, Silent
 from retain.training.result import Result
 
 _SCORES = ("accuracy", "nll", "validation", "validation_nll")
 
 
+@denormals_flushed()
 def learn(
     model: nn.Module,
     stream: Stream | Sequence[Any],
@@ -165,7 +167,7 @@ def learn(
         for epoch in range(done, passes):
             model.train()
             keeper.training(first=t == 0)
-            total, count, tally = torch.zeros((), device=place, dtype=torch.float64), 0, None
+            sums = Epoch(task.likelihood)
             expected = known or passed or math.ceil(task.n / batch_size)
             whole = epochs if steps is None else steps / expected  # passes of which the last may be a part
             with seeded(seed, "noise", t, epoch):
@@ -177,7 +179,7 @@ def learn(
                         for group, rate in zip(stepper.param_groups, initial, strict=True):
                             group["lr"] = rate * share
                     batch = method.augment(batch, model)
-                    stepper.zero_grad()
+                    clear_gradients(stepper)
                     with drawn():
                         with autocast(precision, place):
                             outputs = apply(model, batch)
@@ -188,12 +190,8 @@ def learn(
                     method.before_step(model, stepper)
                     stepper.step()
                     method.after_step(model, stepper)
-                    total += loss.detach()
-                    with torch.no_grad():
-                        counted = task.likelihood.tally(outputs, batch.targets)
-                        tally = counted if tally is None else tally + counted
-                    count += 1
-            passed, mean = count, float(total) / count
+                    sums.add(loss, outputs, batch.targets)
+            passed, mean = sums.steps, sums.mean()
             # each loss is that before its step: what the last step did is seen in the weights alone
             broken = "The loss" if not math.isfinite(mean) else "A weight" if epoch + 1 == passes and not _finite(model) else ""
             if broken:
@@ -204,7 +202,7 @@ def learn(
             scored = score_every > 0 and ((epoch + 1) % score_every == 0 or epoch + 1 == passes)
             found = _score(result, model, method, watched, stream, keeper, t, row=False) if scored else {key: {} for key in _SCORES}
             said = method.report(model)
-            entry = {"task": task.id, "epoch": epoch + 1, "loss": mean, "score": task.likelihood.score(tally), **found, **said}  # type: ignore[arg-type]
+            entry = {"task": task.id, "epoch": epoch + 1, "loss": mean, "score": sums.score(), **found, **said}
             result.history.append(entry)
             recorder.event("epoch", method=str(method), epochs=passes, **entry)
             if epoch + 1 < passes:
