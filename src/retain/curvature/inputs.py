@@ -62,7 +62,7 @@ def drawn_rows(data: TensorData, samples: int, seed: int, *, replacement: bool =
         raise InputError("samples", f"at most the {data.size} samples of the data", samples, "Leave it out to use all.")
     draw = generator(seed, "samples")
     rows = torch.randint(data.size, (samples,), generator=draw) if replacement else torch.randperm(data.size, generator=draw)[:samples]
-    return rows.to(data.inputs.device)
+    return rows.to(data.device)
 
 
 def up_to(batches: Iterable[Batch], samples: int | None) -> Iterator[Batch]:

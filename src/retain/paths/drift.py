@@ -67,8 +67,8 @@ class Drift:
             if not 0 <= share <= 1:
                 raise InputError("share", "a probability", share)
             later = torch.rand(size, generator=draw) < share
-            rows = [torch.randint(data.size, (size,), generator=draw).to(data.inputs.device) for data in (one, two)]
-            place = later.to(one.inputs.device)
+            rows = [torch.randint(data.size, (size,), generator=draw).to(data.device) for data in (one, two)]
+            place = later.to(one.device)
             inputs = torch.where(place.view(-1, *[1] * (one.inputs.ndim - 1)), two.inputs[rows[1]], one.inputs[rows[0]])
             yield Batch(inputs, torch.where(place, two.targets[rows[1]], one.targets[rows[0]]), task)
 

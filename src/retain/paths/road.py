@@ -230,7 +230,7 @@ class Road:
                 if len(order) < size:  # what is left of an epoch begins a batch of the next
                     order = torch.cat([order, torch.randperm(data.size, generator=generator(self.seed, "order", epoch))])
                     epoch += 1
-                rows, order = order[:size].to(data.inputs.device), order[size:]
+                rows, order = order[:size].to(data.device), order[size:]
                 batch = Batch(data.inputs[rows], data.targets[rows], self.task)
                 yield batch, self._recall(rows, batch) if ask else batch.targets
         while True:

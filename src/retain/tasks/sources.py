@@ -14,6 +14,7 @@ from torch import Tensor
 from retain.errors import InputError, RetainError
 from retain.likelihoods import Likelihood
 from retain.tasks.data import TensorData
+from retain.tasks.stored import StoredData
 from retain.tasks.task import Task
 
 FASHION_CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
@@ -30,7 +31,7 @@ _RAW_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images
 def mnist(data: str | Path | None = None, *, embedded: bool = False) -> Task:
     """Handwritten digits (LeCun, Cortes and Burges, CC BY-SA 3.0): 60,000 training and 10,000 test images.
 
-    Inputs ``[N, 1, 28, 28]`` in [0, 1], targets the digits.
+    Inputs ``[N, 1, 28, 28]`` in [0, 1], kept as bytes and made a batch at a time, targets the digits.
 
     Args:
         data: A folder with ``MNIST/raw``; by default the folder in the environment variable RETAIN_DATA, and without one a
@@ -123,7 +124,7 @@ def _images(id: str, folder: str, names: tuple[str, ...], data: str | Path | Non
         note = f"Embedded subset: 10,000 training and 2,000 test images. {note}".strip()
     else:
         parts = [_read(folder, data, train) for train in (True, False)]
-    train, test = (TensorData(images.unsqueeze(1).float() / 255, labels.long()) for images, labels in parts)
+    train, test = (StoredData(images.unsqueeze(1), labels.long()) for images, labels in parts)
     return Task(train, test=test, id=id, class_names=names, note=note)
 
 

@@ -13,6 +13,7 @@ from retain.errors import InputError, check_count, nearest
 from retain.likelihoods import Categorical, Tokens
 from retain.seeds import generator
 from retain.tasks.data import TensorData
+from retain.tasks.stored import joined
 from retain.tasks.task import Task
 
 Scenario = Literal["domain", "task", "class"]
@@ -233,7 +234,7 @@ def union(*tasks: Task, id: str = "joint") -> Task:
         if any(data is None for data in found):
             parts[part] = None
         elif all(isinstance(data, TensorData) for data in found):
-            parts[part] = TensorData(torch.cat([data.inputs for data in found]), torch.cat([data.targets for data in found]))
+            parts[part] = joined(found)
         else:
             raise InputError(part, "tensors to join", [type(data).__name__ for data in found])
     return Task(parts["data"], test=parts["test"], validation=parts["validation"], likelihood=tasks[0].likelihood, id=id)

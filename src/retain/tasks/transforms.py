@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import replace
 from typing import Any
@@ -17,6 +17,7 @@ from retain.errors import InputError, check_count
 from retain.likelihoods import Categorical
 from retain.seeds import generator
 from retain.tasks.data import TensorData
+from retain.tasks.stored import stored
 from retain.tasks.stream import Scenario, Stream
 from retain.tasks.task import Task
 
@@ -32,7 +33,7 @@ def _check(task: Task, wanted: str, fits: Callable[[Tensor], bool] | None = None
             continue
         if not isinstance(data, TensorData):
             raise InputError(part, f"tensors, {wanted}", type(data).__name__)
-        if fits is not None and not fits(data.inputs):
+        if fits is not None and not fits(next(data.batches(1))[0]):
             raise InputError(f"{part} of task '{task.id}'", wanted, f"shape {list(data.inputs.shape)} of {data.inputs.dtype}")
 
 
@@ -168,60 +169,7 @@ def permute(task: Task, parts: int, seed: int = 0, first: bool = False, *, scena
 
     pieces = [replace(task, id=f"{task.id}-p1")] if not first else []
     for i in range(len(pieces), parts):
-        order = torch.randperm(task.data.inputs[0].numel(), generator=generator(seed, "permutation", i))
-        made: dict[str, Any] = {part: data and PermutedData(data.inputs, data.targets, order) for part in _PARTS for data in [getattr(task, part)]}
+        order = torch.randperm(math.prod(task.data.shape), generator=generator(seed, "permutation", i))
+        made: dict[str, Any] = {part: data and stored(data).permuted(order) for part in _PARTS for data in [getattr(task, part)]}
         pieces.append(replace(task, **made, id=f"{task.id}-p{i + 1}"))
     return _streamed(pieces, scenario)
-
-
-class PermutedData(TensorData):
-    """Inputs with their entries in another order, which they are given a batch at a time.
-
-    Args:
-        source: Inputs ``[N, ...]`` as they are stored, checked before.
-        targets: One row a sample of ``rows``.
-        order: A permutation of one input's entries.
-        rows: The samples that belong to these data; all by default.
-    """
-
-    def __init__(self, source: Tensor, targets: Tensor, order: Tensor, rows: Tensor | None = None) -> None:
-        self.source, self.targets = source, targets
-        self.order = order.to(source.device)
-        self.rows = torch.arange(len(source), device=source.device) if rows is None else rows
-        self._whole: Tensor | None = None
-
-    @property
-    def inputs(self) -> Tensor:  # type: ignore[override]
-        """All inputs, in memory from now on."""
-        if self._whole is None:
-            self._whole = self._drawn(self.rows)
-        return self._whole
-
-    @property
-    def size(self) -> int:
-        """How many samples."""
-        return len(self.rows)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of one input."""
-        return tuple(self.source.shape[1:])
-
-    def batches(self, batch_size: int, generator: torch.Generator | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """All samples once."""
-        places = torch.arange(self.size) if generator is None else torch.randperm(self.size, generator=generator)
-        for some in places.to(self.rows.device).split(batch_size):
-            yield self._drawn(self.rows[some]), self.targets[some]
-
-    def to(self, device: torch.device, dtype: torch.dtype | None = None) -> PermutedData:
-        """The same on ``device``."""
-        source = self.source.to(device, dtype if self.source.is_floating_point() else None)
-        return PermutedData(source, self.targets.to(device, dtype if self.targets.is_floating_point() else None), self.order, self.rows.to(device))
-
-    def take(self, rows: Tensor) -> PermutedData:
-        """The samples at ``rows``, in that order; they share the memory too."""
-        rows = rows.to(self.rows.device)
-        return PermutedData(self.source, self.targets[rows], self.order, self.rows[rows])
-
-    def _drawn(self, rows: Tensor) -> Tensor:
-        return self.source.index_select(0, rows).flatten(1).index_select(1, self.order).reshape(len(rows), *self.shape)

@@ -27,6 +27,7 @@ from retain.methods import (
     Plain,
     SeparateNetworks,
     StructuredLaplace,
+    XdG,
     compose,
 )
 from retain.methods.memory import Choose
@@ -34,7 +35,7 @@ from retain.models import MLP, GaussianPrior
 from retain.seeds import derive, generator
 from retain.studies.benchmark.spec import BenchmarkSpec
 from retain.tasks import Stream, Task, fashion_mnist, mnist, permute, sequence, split
-from retain.tasks.data import TensorData
+from retain.tasks.stored import StoredData, stored
 
 DEFAULTS = {"ewc": 1e5, "online-ewc": 1e5, "si": 1e4, "mas": 1e5, "laplace": 1e4, "laplace+er": 30.0, "vcl": 100.0}
 """Strengths of the methods that have one."""
@@ -53,6 +54,7 @@ LABELS = {
     "der++": "DER++",
     "icarl": "iCaRL",
     "generative-replay": "generative replay",
+    "xdg": "XdG",
     "separate": "separate networks",
     "joint": "joint training",
 }
@@ -104,6 +106,7 @@ def make(spec: BenchmarkSpec, method: str, scenario: str, seed: int) -> Method:
         "der++": partial(DERpp, kept, seed=memory),
         "icarl": partial(ICaRL, spec.budget, "per-class" if spec.budget_of == "class" else "balanced", seed=memory),
         "generative-replay": partial(GenerativeReplay, seed=memory),
+        "xdg": partial(XdG, seed=derive(seed, "gates") % 2**31),
     }
     if method not in makers:
         raise InputError("methods", "methods of the benchmark", repr(method), nearest(method, makers))
@@ -111,8 +114,8 @@ def make(spec: BenchmarkSpec, method: str, scenario: str, seed: int) -> Method:
 
 
 def applies(method: str, scenario: str) -> bool:
-    """Whether a method makes sense in a scenario: separate networks have to be told which task is asked, iCaRL is about classes that compete."""
-    return {"separate": "task", "icarl": "class"}.get(method, scenario) == scenario
+    """Whether a method makes sense in a scenario: separate networks and XdG have to be told which task is asked, iCaRL is about classes that compete."""
+    return {"separate": "task", "xdg": "task", "icarl": "class"}.get(method, scenario) == scenario
 
 
 def _classes(spec: BenchmarkSpec) -> int:
@@ -125,8 +128,8 @@ def _source(name: str, embedded: bool, data: str | None, pad: int) -> Task:
     task = (mnist if name == "mnist" else fashion_mnist)(data, embedded=embedded)
     if not pad:
         return task
-    parts = {part: TensorData(F.pad(getattr(task, part).inputs, [pad] * 4), getattr(task, part).targets) for part in ("data", "test")}
-    return replace(task, data=parts["data"], test=parts["test"])
+    padded = [StoredData(F.pad(part.source, [pad] * 4), part.targets, part.rows) for part in map(stored, (task.data, task.test))]
+    return replace(task, data=padded[0], test=padded[1])
 
 
 def stream_of(spec: BenchmarkSpec, scenario: str, seed: int) -> Stream:
