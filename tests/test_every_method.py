@@ -60,12 +60,16 @@ CASES = {
     "er+si": (lambda: methods.compose(methods.ER(20), methods.SI(2.0, pull="proximal")), lambda: methods.compose(methods.SI(0.0))),
     "newton-vcl": (lambda: methods.NewtonVCL(hess_init=0.02, beta2=0.99, beta=0.01, strength=10, answers=2), None),
     "separate": (lambda: methods.SeparateNetworks(), None),
+    "xdg": (lambda: methods.XdG(0.25, seed=1), None),
+    "ewc+xdg": (lambda: methods.compose(methods.EWC(5.0), methods.XdG(0.25, seed=1)), None),
+    "xdg+si": (lambda: methods.compose(methods.XdG(0.25, seed=1), methods.SI(2.0)), None),
     "generative-replay": (lambda: methods.GenerativeReplay(**SMALL), lambda: methods.GenerativeReplay(0.0, weight="sum", **SMALL)),
     "generative-soft": (
         lambda: methods.GenerativeReplay(soft=True, batch=12, **SMALL),
         lambda: methods.GenerativeReplay(0, soft=True, weight="sum", **SMALL),
     ),
 }
+GATED = {"xdg", "ewc+xdg", "xdg+si"}  # a part of the network alone learns: never plain training
 NEEDS_IDENTITY = {"separate"}  # these learn a stream with a head a task
 LEARNS_OTHERWISE = {"vcl", "vcl-coreset"}  # a prior holds the weights from the first task on, and training is noisy: never plain training
 ANOTHER_LOSS = {"icarl", "icarl-per-class"}  # yes and no for every class: never plain training
@@ -113,6 +117,9 @@ GOLDEN = {
     "er+si": (0.7333, 0.00385),
     "newton-vcl": (0.7417, 0.02587),
     "separate": (0.8083, 0.01979),
+    "xdg": (0.7750, 0.01301),
+    "ewc+xdg": (0.7833, 0.00949),
+    "xdg+si": (0.7833, 0.01041),
     "generative-replay": (0.6583, 0.00629),
     "generative-soft": (0.7667, 0.00466),
 }
@@ -126,7 +133,7 @@ def drawn(optimizer):
 def taught(method, model, task):
     """The method after it watched the task being learned; those that read the data or the weights need not have watched."""
     parts = getattr(method, "parts", [method])
-    if any(isinstance(part, methods.SI | methods.RWalk | methods.NewtonVCL) for part in parts):
+    if any(isinstance(part, methods.SI | methods.RWalk | methods.NewtonVCL | methods.XdG) for part in parts):
         optimizer = method.optimizer(model, lr=0.1) or torch.optim.SGD(model.parameters(), lr=0.1)
         guard = retain.attach(method, model, optimizer, task)
         for batch in task.batches(16):
@@ -188,7 +195,7 @@ def test_strength_zero_is_fine_tuning(case, stream, net):
 def test_one_task_is_plain_training(case, stream, net):
     one = retain.learn(net(), stream[:1], CASES[case][0](), epochs=2, seed=0)
     plain = retain.learn(net(), stream[:1], None, epochs=2, seed=0)
-    if case == "newton-vcl" or case in REPLAYS_AT_ONCE | ANOTHER_LOSS:  # its training is that of its optimiser: tests/test_newton_vcl.py
+    if case == "newton-vcl" or case in REPLAYS_AT_ONCE | ANOTHER_LOSS | GATED:  # its training is that of its optimiser: tests/test_newton_vcl.py
         assert not torch.equal(weights(one), weights(plain))
         return
     if case in LEARNS_OTHERWISE:  # but the prior and the noise are all that differs

@@ -75,10 +75,10 @@ class Swapped(nn.Module):
 class Hooked(nn.Module):
     """A layer whose output a hook changes."""
 
-    def __init__(self):
+    def __init__(self, hook=lambda module, inputs, output: 2 * output):
         super().__init__()
         self.a, self.head = nn.Linear(6, 4), nn.Linear(4, 3)
-        self.a.register_forward_hook(lambda module, inputs, output: 2 * output)
+        self.a.register_forward_hook(hook)
 
     def forward(self, x):
         return self.head(self.a(x).tanh())
@@ -201,7 +201,8 @@ MODELS = {
     "tied by hand": (TiedByHand, (6,), ("a.weight",)),
     "folded": (Folded, (6,), ("a.weight", "a.bias")),
     "swapped": (Swapped, (7, 3), ()),
-    "hooked": (Hooked, (6,), ("a.weight", "a.bias")),
+    "hooked": (Hooked, (6,), ()),
+    "hooked with the weight": (lambda: Hooked(lambda module, inputs, output: output * module.weight.sum()), (6,), ("a.weight",)),
     "features without gradients": (Switched, (6,), ("features.weight", "features.bias")),
     "subclass": (lambda: nn.Sequential(Odd(6, 4), nn.Tanh(), nn.Linear(4, 3)), (6,), ("0.weight", "0.bias")),
     "lora": (LoRA, (6,), ()),

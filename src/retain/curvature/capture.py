@@ -38,7 +38,6 @@ class Capture:
             for name, module in model.named_modules()
             if type(module) in RULES
             and "forward" not in vars(module)
-            and not module._forward_hooks
             and not module._forward_pre_hooks
             and any(id(p) in trainable for p in module.parameters())
         }
@@ -53,7 +52,8 @@ class Capture:
 
     def __enter__(self) -> Capture:
         for name, module in self.modules.items():
-            self._handles[name] = module.register_forward_hook(self._hook(name), with_kwargs=True)
+            # first, so that what other hooks make of the output comes after it
+            self._handles[name] = module.register_forward_hook(self._hook(name), prepend=True, with_kwargs=True)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:

@@ -22,12 +22,13 @@ from retain.methods.si import SI
 from retain.methods.ssr import SSR
 from retain.methods.vcl import VCL
 from retain.methods.weighting import Blundell, NoDivergence, OverBatches, PerSample, WarmUp, Weighting
+from retain.methods.xdg import XdG
 
 METHODS: dict[str, type[Method]] = {
     method.name: method
     for method in (
         *(Plain, EWC, OnlineEWC, StructuredLaplace, SSR, SI, MAS, RWalk, L2SP, LwF, ER, AGEM, DERpp, GenerativeReplay, VCL, CoresetVCL, NewtonVCL),
-        *(ICaRL, SeparateNetworks),
+        *(ICaRL, XdG, SeparateNetworks),
     )
 }
 
@@ -60,5 +61,6 @@ __all__ = [
     "VCL",
     "WarmUp",
     "Weighting",
+    "XdG",
     "compose",
 ]

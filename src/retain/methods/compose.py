@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from retain.beliefs import RetentionLaw
 from retain.errors import InputError
 from retain.methods.agem import AGEM
 from retain.methods.base import Method, Plain
@@ -14,11 +15,13 @@ from retain.methods.er import ER
 from retain.methods.generative import GenerativeReplay
 from retain.methods.icarl import ICaRL
 from retain.methods.lwf import LwF
+from retain.methods.memory import Replaying
 from retain.methods.newton_vcl import NewtonVCL
 from retain.methods.path import PathMethod
 from retain.methods.quadratic import Quadratic
 from retain.methods.separate import SeparateNetworks
 from retain.methods.vcl import VCL
+from retain.methods.xdg import XdG
 from retain.tasks.batch import Batch, apply
 from retain.tasks.task import Task
 
@@ -82,8 +85,8 @@ class Composed(Method):
             part.after_step(model, optimizer)
 
     def consolidate(self, model: nn.Module, task: Task) -> None:
-        """All remember."""
-        for part in self.parts:
+        """All remember; one that gates comes first, since it refuses a model that was not gated, before another has measured it."""
+        for part in sorted(self.parts, key=lambda part: not isinstance(part, XdG)):
             part.consolidate(model, task)
 
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -149,8 +152,8 @@ def compose(*methods: Method) -> Method:
 
     Raises:
         InputError: If they do not go together: a distribution over the weights, a network for every task or an optimiser of its own beside anything, two that
-            prepare the model, answer in their own way or choose what is trained, two that read the gradients, two proximal pulls, or two that weigh the new
-            data's loss.
+            prepare the model, answer in their own way or choose what is trained, two that read the gradients, two proximal pulls, two that weigh the new
+            data's loss, or gates beside what asks about old tasks.
 
     Example:
         >>> from retain import learn, methods, models, tasks
@@ -183,6 +186,8 @@ def _check(parts: list[Method]) -> None:
             raise InputError("methods", f"{part} alone", _names(busy), why)
         if isinstance(part, SeparateNetworks):
             raise InputError("methods", f"{part} alone", _names(busy), "It sets the weights back before every task, so nothing else can hold them.")
+        if isinstance(part, XdG):
+            _check_gated(part, busy)
         if _has(part, "optimizer"):
             why = "Its optimiser would take the others' terms for the data's gradients."
             raise InputError("methods", f"{part}, which brings an optimiser of its own, alone", _names(busy), why)
@@ -204,6 +209,16 @@ def _check(parts: list[Method]) -> None:
     for what, found in at_most_one.items():
         if len(found) > 1:
             raise InputError("methods", f"at most one {what}", _names(found), hints.get(what, ""))
+
+
+def _check_gated(gating: XdG, busy: list[Method]) -> None:
+    """What asks about old tasks would ask with the gates of the new one."""
+    if any(isinstance(part, Replaying | LwF | GenerativeReplay) for part in busy):
+        why = "Old samples and old answers need the gates of their own task, and are asked with those of the new one."
+        raise InputError("methods", f"{gating} with methods that hold the weights, such as EWC or SI", _names(busy), why)
+    if any(isinstance(getattr(part, "strength", None), RetentionLaw) for part in busy):
+        why = "Pass a number: the free fit that the law needs would be made with the gates of the task before."
+        raise InputError("strength", f"a number beside {gating}", "'optimal'", why)
 
 
 def _has(part: Method, hook: str) -> bool:

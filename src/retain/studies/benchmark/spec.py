@@ -56,7 +56,10 @@ _SPLIT: dict[str, Any] = {
     "embedded": False,
     "seeds": 5,
     "threads": 1,
-    "methods": ("plain", "ewc", "online-ewc", "si", "mas", "laplace", "vcl", "lwf", "er", "a-gem", "der++", "icarl", "generative-replay", "separate", "joint"),
+    "methods": (
+        *("plain", "ewc", "online-ewc", "si", "mas", "laplace", "vcl", "lwf", "er", "a-gem", "der++", "icarl"),
+        *("generative-replay", "xdg", "separate", "joint"),
+    ),
     "search": {
         "ewc": (1e3, 1e5, 1e7, 1e9),
         "online-ewc": (1e3, 1e5, 1e7, 1e9),

@@ -35,6 +35,7 @@ _COST = {
     "der++": 2.6,
     "icarl": 2.6,
     "generative-replay": 5.0,
+    "xdg": 1.1,
 }
 """Of a cell, in multiples of fine-tuning."""
 
@@ -60,6 +61,7 @@ class BenchmarkStudy(Study):
         "buzzega2020dark",
         "rebuffi2017icarl",
         "shin2017continual",
+        "masse2018alleviating",
         "lecun1998gradient",
         "xiao2017fashion",
     ]
@@ -102,7 +104,7 @@ class BenchmarkStudy(Study):
             raise InputError("search_seed", "a seed that is not reported", spec.search_seed, f"Reported are {spec.offset} to {spec.offset + spec.seeds - 1}.")
         if not self._pairs(spec):
             raise InputError(
-                "methods", "a method that makes sense in some scenario", list(spec.methods), "separate is for scenario task, icarl for scenario class."
+                "methods", "a method that makes sense in some scenario", list(spec.methods), "separate and xdg are for scenario task, icarl for scenario class."
             )
         for scenario in spec.scenarios:
             stream_of(spec, scenario, spec.offset)
