@@ -25,6 +25,7 @@ CASES = {
     "online-ewc": (lambda: methods.OnlineEWC(5.0, decay=0.5), lambda: methods.OnlineEWC(0.0)),
     "laplace": (lambda: methods.StructuredLaplace(5.0), lambda: methods.StructuredLaplace(0.0)),
     "laplace-proximal": (lambda: methods.StructuredLaplace(5.0, pull="proximal"), lambda: methods.StructuredLaplace(0.0, pull="proximal")),
+    "laplace-damped": (lambda: methods.StructuredLaplace(5.0, damping=0.1), lambda: methods.StructuredLaplace(0.0, damping=0.1)),
     "laplace-every": (
         lambda: methods.StructuredLaplace(5.0, pull="proximal", every=3),
         lambda: methods.StructuredLaplace(0.0, pull="proximal", every=3),
@@ -92,6 +93,7 @@ GOLDEN = {
     "si": (0.7667, 0.01215),
     "si-proximal": (0.7750, 0.00972),
     "laplace-every": (0.7833, 0.00925),
+    "laplace-damped": (0.7750, 0.01066),
     "ssr": (0.7667, 0.01335),
     "ssr-proximal": (0.7750, 0.01111),
     "mas": (0.7833, 0.00611),

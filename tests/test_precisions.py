@@ -8,10 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from retain import methods
 from retain.beliefs import Belief, Diagonal, Eigenbasis, Full, Identity, Kronecker, Layer, LowRankPlusDiagonal, Pairs, Precision
 from retain.beliefs.blocks import Block
 from retain.beliefs.precision import from_state
 from retain.errors import InputError, RetainError
+from retain.tasks import Task
 
 SHAPES = {"a.weight": torch.Size([3, 2]), "a.bias": torch.Size([3]), "scale": torch.Size([4])}
 SIZE = sum(shape.numel() for shape in SHAPES.values())
@@ -289,3 +291,29 @@ def test_a_proximal_step_over_many_products_takes_few_of_them(monkeypatch):
     plain = block.shrink(W, 0.5, 100.0)
     assert torch.allclose(found.double(), expected, atol=1e-5) and torch.allclose(plain, found, atol=1e-5)
     assert few * 2 <= len(calls)
+
+
+def test_damping_raises_every_factor_by_a_share_of_its_mean_eigenvalue():
+    P = build("kronecker of three")
+    block = P.layers["a.weight"].block
+    wanted = sum(torch.kron(G + 0.3 * G.trace() / 3 * torch.eye(3), A + 0.3 * A.trace() / 3 * torch.eye(3)) for G, A in block.pairs)
+    W = torch.randn(3, 3, generator=torch.Generator().manual_seed(5)).double()
+    damped = P.damped(0.3)
+    assert torch.allclose(damped.layers["a.weight"].block.product(W).flatten(), wanted.double() @ W.flatten())
+    assert torch.equal(damped.diagonal()["scale"], P.diagonal()["scale"])
+    assert torch.equal(dense(P.damped(0.0)), dense(P))
+    one = build("kronecker")
+    assert torch.allclose(dense(one.damped(0.3)), dense(one.in_one_basis().damped(0.3)))
+
+
+def test_damping_holds_what_a_task_says_nothing_of():
+    task, far = Task((torch.tensor([[1.0, 0.0], [2.0, 0.0]]), torch.tensor([0, 1])), id="one input"), torch.tensor([[0.0, 1.0], [0.0, 1.0]])
+    for damping in (0.0, 0.1):
+        model, method = nn.Linear(2, 2), methods.StructuredLaplace(damping=damping)
+        method.consolidate(model, task)
+        with torch.no_grad():
+            model.weight += far
+        assert (method.energy(model) > 1e-6) == (damping > 0)
+    assert methods.StructuredLaplace(damping=0.1).settings()["damping"] == 0.1
+    with pytest.raises(InputError, match="damping"):
+        methods.StructuredLaplace(damping=-0.1)

@@ -82,6 +82,10 @@ class Pairs(Block):
         """P times a factor."""
         return Pairs([(G * factor, A) for G, A in self.pairs])
 
+    def damped(self, share: float) -> Pairs:
+        """With a share of its mean eigenvalue added to each eigenvalue of every factor."""
+        return Pairs([(_raised(G, share), _raised(A, share)) for G, A in self.pairs])
+
     def plus(self, other: Block) -> Block:
         """The sum: pairs do not add, so the list grows; a basis takes them in."""
         if isinstance(other, Eigenbasis):
@@ -171,6 +175,11 @@ class Eigenbasis(Block):
         """P times a factor."""
         return replace(self, values=self.values * factor)
 
+    def damped(self, share: float) -> Eigenbasis:
+        """The same as of pairs: exact for one product whose basis is whole."""
+        S = self.values
+        return replace(self, values=S + share * (S.mean(0, keepdim=True) + S.mean(1, keepdim=True)) + share**2 * S.mean())
+
     def plus(self, other: Block) -> Eigenbasis:
         """The sum in the basis of its partial traces; what that basis cannot hold adds to ``error``."""
         pairs = other.pairs if isinstance(other, Pairs) else []
@@ -226,6 +235,12 @@ class Eigenbasis(Block):
     def _traces(self) -> tuple[Tensor, Tensor]:
         left, right, values = self.left.double(), self.right.double(), self.values.double()
         return (left * values.sum(1)) @ left.T, (right * values.sum(0)) @ right.T
+
+
+def _raised(factor: Tensor, share: float) -> Tensor:
+    raised = factor.clone()
+    raised.diagonal().add_(share * factor.diagonal().mean())
+    return raised
 
 
 def block_from(state: dict[str, Any]) -> Pairs | Eigenbasis:

@@ -8,7 +8,7 @@ from torch import nn
 
 from retain.beliefs import Kronecker
 from retain.curvature import LabelRule, fisher
-from retain.errors import InputError, check_count
+from retain.errors import InputError, check_count, check_positive
 from retain.methods.quadratic import Pull, Quadratic, Strength
 from retain.tasks.task import Task, as_task
 
@@ -32,6 +32,9 @@ class StructuredLaplace(Quadratic):
         structure: ``kronecker``, or ``ekfac``: eigenvalues measured in a second pass.
         sharing: ``expand`` or ``reduce``, for layers at many positions, see :func:`retain.fisher`.
         draws: Labels drawn per sample under ``labels="sampled"``.
+        damping: A share of its mean eigenvalue that is added to every eigenvalue of each factor, at least 0 (factored damping, Martens and Grosse 2015,
+            section 6.3, https://arxiv.org/abs/1503.05671). Directions in which a task says nothing are then held a little too, where its quadratic is no
+            longer true; 0.1 is better than none over fifty tasks.
         pairs: From this many tasks on, one eigenbasis.
         pull: See :class:`Quadratic`; ``proximal`` is in closed form for one pair or one basis under SGD, and takes conjugate gradients
             otherwise.
@@ -62,6 +65,7 @@ class StructuredLaplace(Quadratic):
         structure: Literal["kronecker", "ekfac"] = "kronecker",
         sharing: Literal["expand", "reduce"] = "expand",
         draws: int = 1,
+        damping: float = 0.0,
         pairs: int = 5,
         pull: Pull = "gradient",
         every: int = 1,
@@ -71,12 +75,15 @@ class StructuredLaplace(Quadratic):
         if structure not in ("kronecker", "ekfac"):
             raise InputError("structure", "'kronecker' or 'ekfac'", repr(structure))
         self.labels, self.structure, self.sharing = labels, structure, sharing
+        self.damping = check_positive("damping", damping, zero=True)
         self.samples, self.draws, self.pairs, self.seed = samples, draws, check_count("pairs", pairs), seed
 
     def consolidate(self, model: nn.Module, task: Task) -> None:
         """Measure the factors on the task's training data and take them into the belief."""
         task = as_task(task)
         found = fisher(model, task, self.labels, structure=self.structure, samples=self.samples, draws=self.draws, seed=self.seed, sharing=self.sharing)
+        if self.damping and isinstance(found, Kronecker):
+            found = found.damped(self.damping)
         self.remember(model, found, task.n)
         assert self.belief is not None
         precision = self.belief.precision
@@ -85,5 +92,5 @@ class StructuredLaplace(Quadratic):
 
     def settings(self) -> dict[str, Any]:
         """Everything the method was made with."""
-        extra = {key: getattr(self, key) for key in ("labels", "samples", "structure", "sharing", "draws", "pairs", "seed")}
+        extra = {key: getattr(self, key) for key in ("labels", "samples", "structure", "sharing", "draws", "damping", "pairs", "seed")}
         return {**super().settings(), **extra}

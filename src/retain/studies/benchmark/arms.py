@@ -88,7 +88,7 @@ def make(spec: BenchmarkSpec, method: str, scenario: str, seed: int) -> Method:
     choose: Choose = "per-class" if spec.budget_of == "class" else "reservoir"
     er = partial(ER, spec.budget, choose, seed=memory)
     fisher: dict[str, Any] = {"samples": spec.fisher_samples, "pull": spec.pull, "seed": labels}
-    laplace = partial(StructuredLaplace, force, every=spec.every if spec.pull == "proximal" else 1, **fisher)
+    laplace = partial(StructuredLaplace, force, every=spec.every if spec.pull == "proximal" else 1, damping=spec.damping, **fisher)
     makers: dict[str, Callable[[], Method]] = {
         "plain": Plain,
         "joint": Plain,

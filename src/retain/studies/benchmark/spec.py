@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from retain.methods.quadratic import Pull
 from retain.studies.base import Spec
@@ -18,7 +18,7 @@ Strength = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 class BenchmarkSpec(Spec):
     """Settings of the benchmark."""
 
-    _later: ClassVar[set[str]] = {"trial", "trial_divisor", "carry_optimizer", "fisher_samples"}
+    _later: ClassVar[set[str]] = {"trial", "trial_divisor", "carry_optimizer", "fisher_samples", "damping"}
 
     stream: StreamName = Field(
         "split", description="split (one source cut by class), permuted (its pixels in other orders), mnist-fashion (one after the other)"
@@ -39,6 +39,7 @@ class BenchmarkSpec(Spec):
     schedule: Schedule = Field("constant", description="course of the learning rate within a task: constant or cosine")
     carry_optimizer: bool = Field(False, description="go on with the optimiser's moments from task to task, instead of a fresh one each")
     fisher_samples: PositiveInt | None = Field(None, description="images of a task on which EWC and Kronecker Laplace measure curvature; null is all")
+    damping: NonNegativeFloat = Field(0.0, description="of Kronecker factors: a share of its mean eigenvalue added to each eigenvalue of a factor")
     pull: Pull = Field("gradient", description="quadratic methods pull by the gradient, or by a proximal step")
     every: PositiveInt = Field(1, description="Kronecker pulls, if proximal, are taken once in so many steps")
     budget: PositiveInt = Field(100, description="old samples that are kept: of each class of each task, or in all, see budget_of")
