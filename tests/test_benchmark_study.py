@@ -193,6 +193,7 @@ def test_plan(study):
         ("search_seed=1", "search_seed: expected a seed that is not reported"),
         ("experiences=3", "parts: expected a divisor of the 10 classes"),
         ("stream=mnist-fashion", r"scenarios: expected \[domain\]"),
+        ("damping=0.1", "damping: expected 0 in scenarios whose tasks have outputs of their own, found 0.1"),
         ("methods=[separate]", "methods: expected a method that makes sense in some scenario"),
     ],
 )

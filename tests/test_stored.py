@@ -5,6 +5,7 @@ import torch
 
 import retain
 from retain import models, tasks
+from retain.errors import InputError
 from retain.tasks import Task, TensorData
 from retain.tasks.stored import StoredData, joined, stored
 
@@ -78,3 +79,10 @@ def test_bytes_are_learned_as_floats_are(pair):
         found.append(retain.learn(models.MLP(16, 8, 4, seed=0), [task.hold_out(8, torch.Generator().manual_seed(1))], epochs=2, batch_size=6, seed=0))
     assert found[0].history == found[1].history
     assert all(torch.equal(a, b) for a, b in zip(found[0].model.parameters(), found[1].model.parameters(), strict=True))
+
+
+def test_no_samples_and_missing_labels_are_refused(pair):
+    _, kept = pair
+    for call in (lambda: kept.take(torch.tensor([], dtype=torch.long)), lambda: StoredData(kept.source, kept.targets[:5])):
+        with pytest.raises(InputError, match=r"^(data|targets): expected"):
+            call()

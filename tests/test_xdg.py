@@ -301,6 +301,16 @@ def test_classes_of_several_tasks_that_compete_are_refused():
         retain.learn(deep(), tasks.split(parity(60), 2, scenario="class"), methods.XdG())
 
 
+def test_outputs_that_compete_have_to_mean_the_same_in_every_task():
+    first, second = tasks.split(tasks.digits(), 2, scenario="domain")
+    method, model = methods.XdG(), models.MLP(64, 20, 10, seed=0)
+    method.begin(model, first)
+    with pytest.raises(InputError, match=r"classes of task 'digits-2': expected those of the tasks before, .*relabel=True"):
+        method.begin(model, second)
+    for task in tasks.split(tasks.digits(), 2, scenario="domain", relabel=True):
+        methods.XdG().begin(model, task)
+
+
 def test_with_the_same_outputs_the_id_is_the_identity():
     stream = tasks.permute(tasks.digits(), 4, seed=0)
     kept, lost = (retain.learn(models.MLP(64, 100, 10, seed=0), stream, method, epochs=5, lr=0.01) for method in (methods.XdG(0.8), None))
@@ -361,6 +371,33 @@ def test_a_forward_pass_that_goes_round_the_gates_is_told():
     with pytest.raises(RetainError, match="expected a forward pass through the gates"):
         method.predict(model, batch)
     guard.detach()
+
+
+class _Sometimes(nn.Module):
+    """A network that leaves a layer out while it is trained."""
+
+    def __init__(self):
+        super().__init__()
+        self.always, self.seldom, self.head = nn.Linear(4, 10), nn.Linear(10, 10), nn.Linear(10, 4)
+
+    def forward(self, x):
+        hidden = self.always(x).relu()
+        return self.head(hidden if self.training else self.seldom(hidden).relu())
+
+
+def test_a_layer_that_is_passed_by_is_named():
+    stream = heads()
+    with pytest.raises(RetainError, match=r"passed them by, of seldom.*layers="):
+        retain.learn(_Sometimes(), stream, methods.XdG(0.5))
+    retain.learn(_Sometimes(), stream, methods.XdG(0.5, layers="always"))
+
+
+def test_attentions_own_projection_is_left_open():
+    model = nn.Sequential(nn.Unflatten(1, (2, 2)), nn.TransformerEncoderLayer(2, 1, 8, batch_first=True), nn.Flatten(), nn.Linear(4, 4))
+    method, task = methods.XdG(0.5), heads()[0]
+    assert set(method.closed(model, task.id)) == {"1.linear1", "1.linear2"}
+    method.begin(model, task)
+    method.predict(model, batch_of(task))
 
 
 @pytest.mark.filterwarnings("ignore")  # torch's own, of its compiler

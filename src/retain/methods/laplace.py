@@ -34,7 +34,7 @@ class StructuredLaplace(Quadratic):
         draws: Labels drawn per sample under ``labels="sampled"``.
         damping: A share of its mean eigenvalue that is added to every eigenvalue of each factor, at least 0 (factored damping, Martens and Grosse 2015,
             section 6.3, https://arxiv.org/abs/1503.05671). Directions in which a task says nothing are then held a little too, where its quadratic is no
-            longer true; 0.1 is better than none over fifty tasks.
+            longer true; 0.1 is better than none over fifty tasks. It holds outputs that no task has used yet too: leave it at 0 where tasks have their own.
         pairs: From this many tasks on, one eigenbasis.
         pull: See :class:`Quadratic`; ``proximal`` is in closed form for one pair or one basis under SGD, and takes conjugate gradients
             otherwise.

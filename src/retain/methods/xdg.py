@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.optim import Optimizer
 
 from retain.errors import InputError, RetainError, check_count, check_positive
@@ -74,6 +75,9 @@ class XdG(Method):
 
     def begin(self, model: nn.Module, task: Task) -> None:
         """Put the task's gates in place."""
+        if task.active is None and any(None not in (classes, task.classes) and classes != task.classes for id, classes in self.met.items() if id != task.id):
+            hint = "Pass split(..., relabel=True), or scenario='task'."
+            raise InputError(f"classes of task '{task.id}'", "those of the tasks before, since all outputs compete", task.classes, hint)
         if task.id in self.met and self.met[task.id] != task.classes:
             found = f"'{task.id}', as a task with other classes before"
             raise InputError("id", "another for another task, since its gates are drawn from it", found, "Pass Task(..., id=...).")
@@ -129,7 +133,11 @@ class XdG(Method):
         """
         model = unwrap(model)
         head, modules = find_head(model, self.head)[1], list(model.named_modules())
-        hidden = [(i, name, module) for i, (name, module) in enumerate(modules) if isinstance(module, nn.Linear | _ConvNd) and module is not head]
+        hidden = [
+            (i, name, module)
+            for i, (name, module) in enumerate(modules)
+            if isinstance(module, nn.Linear | _ConvNd) and module is not head and not isinstance(module, NonDynamicallyQuantizableLinear)  # attention's own
+        ]
         if not hidden:
             raise InputError(
                 "model", "a hidden linear layer or convolution to gate", f"none before the head of {type(model).__name__}", "Use SeparateNetworks."
@@ -210,8 +218,9 @@ def _put(model: nn.Module, gates: Mapping[str, _Gate]) -> dict[str, _Gate]:
 
 
 def _check_used(gates: Mapping[str, _Gate]) -> None:
-    if gates and not any(gate.used for gate in gates.values()):
+    passed = [name for name, gate in gates.items() if not gate.used]
+    if passed:
         raise RetainError(
-            "model: expected a forward pass through the gates, found one that passed them by. torch.compile keeps the gates that it compiled: "
-            "call torch.compiler.reset() when a task has begun."
+            f"model: expected a forward pass through the gates, found one that passed them by, of {', '.join(passed)}. Leave out with XdG(layers=...) what "
+            "is not always used. torch.compile keeps the gates that it compiled: call torch.compiler.reset() when a task has begun."
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -98,13 +97,6 @@ def mask(outputs: Tensor, active: tuple[int, ...] | None) -> Tensor:
             f"{outputs.shape[-1]} outputs",
             "Give the model a wider last layer.",
         )
-    return outputs.masked_fill(_closed(tuple(active), outputs.shape[-1], outputs.device), torch.finfo(outputs.dtype).min)
-
-
-@lru_cache(maxsize=64)
-def _closed(active: tuple[int, ...], width: int, device: torch.device) -> Tensor:
-    """Which outputs do not compete; kept, since making it takes longer than using it."""
-    with torch.inference_mode(False):  # a mask that is made there could not be used in training
-        closed = torch.ones(width, dtype=torch.bool, device=device)
-        closed[list(active)] = False
-    return closed
+    closed = torch.ones(outputs.shape[-1], dtype=torch.bool, device=outputs.device)
+    closed[list(active)] = False
+    return outputs.masked_fill(closed, torch.finfo(outputs.dtype).min)

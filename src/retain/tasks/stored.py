@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from retain.errors import InputError
 from retain.tasks.data import Pair, TensorData
 
 
@@ -21,6 +22,9 @@ class StoredData(TensorData):
         rows: The samples that belong to these data, places in the store; all by default.
         order: A permutation of one input's entries; none by default.
         dtype: Of inputs made from bytes, which are divided in single precision whatever it is.
+
+    Raises:
+        InputError: If there are no samples, or the lengths differ.
     """
 
     def __init__(self, source: Tensor, targets: Tensor, rows: Tensor | None = None, order: Tensor | None = None, dtype: torch.dtype = torch.float32) -> None:
@@ -28,6 +32,10 @@ class StoredData(TensorData):
         self.rows = torch.arange(len(source), device=source.device) if rows is None else rows
         self.order = order if order is None else order.to(source.device)
         self._whole: Tensor | None = None
+        if len(self.rows) == 0:
+            raise InputError("data", "at least one sample", "an empty set", "Check the filter that made it.")
+        if len(self.rows) != len(targets):
+            raise InputError("targets", f"one for each of the {len(self.rows)} inputs", len(targets))
 
     @property
     def inputs(self) -> Tensor:  # type: ignore[override]

@@ -54,7 +54,7 @@ def denormals_flushed() -> Iterator[None]:
     Moments of weights without a gradient decay to such numbers within a thousand steps of Adam and stay there, and arithmetic with them takes up to a hundred
     times as long. It holds for the calling thread, and for those that torch starts meanwhile.
     """
-    before = float(torch.full((), 1e-40) * 1) == 0
+    before = float(torch.full((), 1e-40, dtype=torch.float32, device="cpu") * 1) == 0
     torch.set_flush_denormal(True)
     try:
         yield

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from retain.likelihoods import Likelihood
 
-_STEPS, _ROOM = 64, 1 << 18  # steps that wait at most, and values of their outputs
+_STEPS, _ROOM = 64, 1 << 18  # steps that wait, and values of their outputs, at most
 
 
 class Epoch:
@@ -32,11 +32,15 @@ class Epoch:
             outputs: What the model answered, ``[B, ...]``.
             targets: One a sample.
         """
-        if self._waiting and (outputs.shape[1:], targets.shape[1:]) != tuple(one.shape[1:] for one in self._waiting[-1][1:]):
-            self._settle()  # sequences of another length
-        self._waiting.append((loss.detach(), outputs.detach(), targets))
+        outputs, large = outputs.detach(), outputs.numel() > _ROOM
+        alike = not self._waiting or (outputs.shape[1:], targets.shape[1:]) == tuple(one.shape[1:] for one in self._waiting[-1][1:])
+        if not alike or self._values + outputs.numel() > _ROOM:
+            self._settle()  # sequences of another length, or many values
+        if not large:  # what waits is copied: loaders and compiled models may write the next batch into the same memory
+            outputs, targets = outputs.clone(), targets.clone()
+        self._waiting.append((loss.detach().clone(), outputs, targets))
         self.steps, self._values = self.steps + 1, self._values + outputs.numel()
-        if len(self._waiting) == _STEPS or self._values > _ROOM:
+        if large or len(self._waiting) == _STEPS:
             self._settle()
 
     def mean(self) -> float:
@@ -58,6 +62,6 @@ class Epoch:
         self._waiting, self._values = [], 0
         total = torch.stack(losses).double().sum()
         with torch.no_grad():
-            counted = self.likelihood.tally(torch.cat(outputs), torch.cat(targets))
+            counted = self.likelihood.tally(*((outputs[0], targets[0]) if len(losses) == 1 else (torch.cat(outputs), torch.cat(targets))))
         self._total = total if self._total is None else self._total + total
         self._tally = counted if self._tally is None else self._tally + counted

@@ -56,7 +56,7 @@ def learn(
 
     Each task gets a fresh optimiser, unless it is carried. Before the first task, after every epoch and after every task the model is scored on all
     tasks in ``watch``: on their test data (a task without any on its validation data, or else on its training data), and on
-    validation data where there are any.
+    validation data where there are any. Meanwhile numbers below 1e-38 count as 0 in this thread (denormals, which moments of idle weights decay to).
 
     Args:
         model: Any module; trained in place, and moved to the device and precision asked for.

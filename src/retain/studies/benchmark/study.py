@@ -95,6 +95,8 @@ class BenchmarkStudy(Study):
         for method, values in spec.search.items():
             if len(set(values)) < max(2, len(values)):
                 raise InputError("search", f"at least two different strengths of '{method}'", list(values))
+        if spec.damping and set(spec.scenarios) != {"domain"}:
+            raise InputError("damping", "0 in scenarios whose tasks have outputs of their own", spec.damping, "It would hold outputs that no task has used.")
         if spec.stream == "mnist-fashion":
             if spec.scenarios != ("domain",):
                 raise InputError("scenarios", "[domain], as both tasks of mnist-fashion have the same ten outputs", list(spec.scenarios))
