@@ -294,7 +294,7 @@ def test_stochastic_layers_are_gone_afterwards_and_runs_repeat():
             return super().phases(place)
 
     for recipe in (Noted(), Noted(), Noted(p=1.0), LPFT()):
-        made_by.append(retain.finetune(copy.deepcopy(before), tasks.digits(), recipe, epochs=2, lr=0.01))
+        made_by.append(retain.finetune(copy.deepcopy(before), tasks.digits(), recipe, epochs=2, lr=0.001))
     assert len(during) == 3 * 7 and made_by[0].found == {"layers": 7}
     for result in made_by:
         assert [type(module) for module in result.model.modules()] == [type(module) for module in before.modules()]

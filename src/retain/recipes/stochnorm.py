@@ -68,7 +68,7 @@ class StochasticNormalisation(LPFT):
     Example:
         >>> import retain
         >>> from retain import models, tasks
-        >>> result = retain.finetune(models.ResNet(8, 4, seed=0), tasks.digits(), "stochnorm", epochs=2)
+        >>> result = retain.finetune(models.ResNet(8, 4, seed=0), tasks.digits(), "stochnorm", epochs=2, lr=0.001)
         >>> result.found["layers"], type(result.model.layers.norm).__name__
         (7, 'BatchNorm2d')
     """
