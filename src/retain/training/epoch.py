@@ -11,7 +11,7 @@ _STEPS, _ROOM = 64, 1 << 18  # steps that wait, and values of their outputs, at 
 
 
 class Epoch:
-    """Loss and score of an epoch, summed up once in many steps: one by one, these sums take a fifth of a small network's step.
+    """Loss and score of an epoch, summed up once in many steps: one by one, they take a tenth of a small network's step.
 
     Args:
         likelihood: What counts the score.
