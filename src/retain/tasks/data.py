@@ -57,6 +57,14 @@ def all_finite(values: Tensor) -> bool:
     return bool(torch.isfinite(values.sum())) or bool(torch.isfinite(values).all())
 
 
+def check_lengths(samples: int, targets: Tensor) -> None:
+    """Raise if there are no samples, or not a target for each."""
+    if samples == 0:
+        raise InputError("data", "at least one sample", "an empty set", "Check the filter that made it.")
+    if samples != len(targets):
+        raise InputError("targets", f"one for each of the {samples} inputs", len(targets))
+
+
 class TensorData(Data):
     """Inputs ``[N, ...]`` and targets ``[N, ...]`` as tensors; a batch is a slice.
 
@@ -69,10 +77,7 @@ class TensorData(Data):
     """
 
     def __init__(self, inputs: Tensor, targets: Tensor) -> None:
-        if len(inputs) == 0:
-            raise InputError("data", "at least one sample", "an empty set", "Check the filter that made it.")
-        if len(inputs) != len(targets):
-            raise InputError("targets", f"one for each of the {len(inputs)} inputs", len(targets))
+        check_lengths(len(inputs), targets)
         if inputs.dtype == torch.uint8:
             raise InputError("inputs", "floating point values or token indices", "bytes (torch.uint8)", "For images pass inputs.float() / 255.")
         for name, values in (("inputs", inputs), ("targets", targets)):

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from retain.errors import InputError
-from retain.tasks.data import Pair, TensorData
+from retain.tasks.data import Pair, TensorData, check_lengths
 
 
 class StoredData(TensorData):
@@ -32,10 +31,7 @@ class StoredData(TensorData):
         self.rows = torch.arange(len(source), device=source.device) if rows is None else rows
         self.order = order if order is None else order.to(source.device)
         self._whole: Tensor | None = None
-        if len(self.rows) == 0:
-            raise InputError("data", "at least one sample", "an empty set", "Check the filter that made it.")
-        if len(self.rows) != len(targets):
-            raise InputError("targets", f"one for each of the {len(self.rows)} inputs", len(targets))
+        check_lengths(len(self.rows), targets)
 
     @property
     def inputs(self) -> Tensor:  # type: ignore[override]
