@@ -127,6 +127,13 @@ def alone(tmp_path, *settings, seeds=1):
     return ends(tmp_path / "alone")
 
 
+def test_a_run_keeps_freed_memory(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("retain.training.devices.keep_freed_memory", lambda: asked.append(True))
+    alone(tmp_path)
+    assert asked
+
+
 def killer(kill, part, epoch):
     """A listener that calls ``kill`` once, when a part comes to an epoch."""
     done = []

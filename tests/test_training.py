@@ -1,6 +1,10 @@
 """The loop, its results, and the guard for other people's loops."""
 
 import math
+import os
+import platform
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -751,6 +755,26 @@ def test_denormals_are_zero_while_it_learns_and_only_then(blobs, net):
             assert float(torch.full((), 1e-40, dtype=torch.float32) * 1) == 0
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc")
+def test_freed_memory_stays_unless_the_environment_says_otherwise():
+    script = """if True:
+        import resource, torch
+        from retain.training.devices import keep_freed_memory
+        def faults():
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            for _ in range(10):
+                torch.zeros(12_000_000)  # 48 MB, beyond what glibc ever keeps of its own accord
+            return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+        print(keep_freed_memory(), faults() // 10, faults() // 10)"""
+    own = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    kept, given = (
+        subprocess.run([sys.executable, "-c", script], env=own | more, capture_output=True, text=True, check=True).stdout.split()
+        for more in ({}, {"MALLOC_TRIM_THRESHOLD_": "1000000"})
+    )
+    assert (kept[0], given[0]) == ("True", "False")
+    assert int(kept[2]) < int(given[2]) / 10  # pages asked of the system, a block
 
 
 def test_an_epoch_copies_what_waits_and_not_what_is_large(monkeypatch):

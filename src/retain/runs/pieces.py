@@ -145,8 +145,9 @@ def do(study: Study, spec: Spec, run: Run, seed: int) -> bool:
     """
     import torch
 
-    from retain.training.devices import denormals_flushed
+    from retain.training.devices import denormals_flushed, keep_freed_memory
 
+    keep_freed_memory()
     with claimed(run.path, seed) as ours:
         if not ours:
             return False

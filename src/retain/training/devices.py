@@ -1,7 +1,10 @@
-"""Devices, precision and what the processor makes of tiny numbers."""
+"""Devices, precision, what the processor makes of tiny numbers, and what becomes of freed memory."""
 
 from __future__ import annotations
 
+import ctypes
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal, get_args
@@ -60,3 +63,19 @@ def denormals_flushed() -> Iterator[None]:
         yield
     finally:
         torch.set_flush_denormal(before)
+
+
+def keep_freed_memory() -> bool:
+    """Large blocks that tensors free stay with this process, where its C library is glibc, and are not asked of the system and cleared anew.
+
+    That is a fifth to a quarter of a step's time on a CPU where layers are wide or images large; the process holds what it needed at its peak until it ends.
+    Who sets ``MALLOC_MMAP_THRESHOLD_`` or ``MALLOC_TRIM_THRESHOLD_`` decides instead.
+
+    Returns:
+        Whether it is so now.
+    """
+    if sys.platform != "linux" or {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"} & os.environ.keys():
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    trim, mapped, most = -1, -3, 2**31 - 1  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, bytes
+    return mallopt is not None and all(mallopt(what, most) for what in (trim, mapped))
