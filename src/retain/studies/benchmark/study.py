@@ -15,7 +15,7 @@ import torch
 from retain.errors import DivergedError, InputError, nearest
 from retain.studies.base import Keeper, Outcome, Plan, Study
 from retain.studies.benchmark import figures
-from retain.studies.benchmark.arms import DEFAULTS, applies, make, network, stream_of, strength
+from retain.studies.benchmark.arms import DEFAULTS, LABELS, applies, make, network, stream_of, strength
 from retain.studies.benchmark.cell import run, stage
 from retain.studies.benchmark.spec import PRESETS, BenchmarkSpec
 from retain.studies.steps import measured_step
@@ -91,7 +91,7 @@ class BenchmarkStudy(Study):
             for key in getattr(spec, field):
                 method, _, scenario = key.partition("/")
                 if method not in DEFAULTS or (scenario and (field == "search" or scenario not in ("task", "domain", "class"))):
-                    raise InputError(field, "methods that have a strength", repr(key), nearest(method, DEFAULTS))
+                    raise InputError(field, "methods that have a strength", repr(key), nearest("" if key in LABELS else method, DEFAULTS))
         for method, values in spec.search.items():
             if len(set(values)) < max(2, len(values)):
                 raise InputError("search", f"at least two different strengths of '{method}'", list(values))
@@ -102,6 +102,8 @@ class BenchmarkStudy(Study):
                 raise InputError("scenarios", "[domain], as both tasks of mnist-fashion have the same ten outputs", list(spec.scenarios))
             if spec.experiences != 2:
                 raise InputError("experiences", "2 with stream=mnist-fashion", spec.experiences)
+        if spec.stream == "split" and 10 % spec.experiences:
+            raise InputError("experiences", "2, 5 or 10 with stream=split, parts of ten classes", spec.experiences)
         if spec.offset <= spec.search_seed < spec.offset + spec.seeds and spec.search:
             raise InputError("search_seed", "a seed that is not reported", spec.search_seed, f"Reported are {spec.offset} to {spec.offset + spec.seeds - 1}.")
         if not self._pairs(spec):
