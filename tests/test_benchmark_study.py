@@ -176,6 +176,14 @@ def test_carried_moments_and_a_curvature_of_few_images_reach_every_method(study,
         assert few[key]["nll_rows"][1] == usual[key]["nll_rows"][1] and few[key]["nll_rows"][2] != usual[key]["nll_rows"][2], key
 
 
+def test_a_grid_that_is_not_finished_says_of_how_many_seeds_it_speaks(study, run):
+    spec, (first, second) = study.spec("quick", TINY), run.results()
+    for results, said in (([first, second], "(2 seeds)"), ([first], "(1 seed)"), ([first, {"cells": []}], "(1 seed)")):
+        assert said in study.summarise(spec, results).headline
+    half = study.summarise(spec, [first, {"cells": second["cells"][:4]}])
+    assert "(1 to 2 seeds, unfinished)" in half.headline and "1 to 2 seeds, unfinished" in half.tables[0].note
+
+
 def test_plan(study):
     plan = study.plan(study.spec("quick", TINY))
     assert plan.stages[:2] == ["plain@task", "ewc@task"] and plan.steps == 24 * 2 * 9 and plan.seconds > 0

@@ -49,6 +49,13 @@ def runs(cells: Sequence[Any]) -> str:
     return f"{len(cells)} seed{'s' * (len(cells) != 1)}"
 
 
+def _done(spec: BenchmarkSpec, results: Results) -> str:
+    """How many seeds its cells have, in words."""
+    cells = [of(results, scenario, method) for scenario in spec.scenarios for method in there(spec, results, scenario)] or [[]]
+    least, most = min(cells, key=len), max(cells, key=len)
+    return runs(most) if len(least) == len(most) else f"{len(least)} to {runs(most)}, unfinished"
+
+
 def verdict(found: Sequence[float], said: tuple[float, float] | None) -> str:
     """Whether ours, in per cent, agrees with what is reported: the intervals of 95 % meet, or ours is above or below.
 
@@ -79,7 +86,7 @@ def sentence(spec: BenchmarkSpec, results: Results) -> str:
         top = of(results, scenario, "joint")
         ceiling = f", joint training {estimate(map(final, top)).percent()}" if top else ""
         said.append(f"{scenario}-incremental: {LABELS[best]} {found[best].percent()} %{ceiling}")
-    return f"{'; '.join(said) or 'Nothing yet'} ({runs(results)})."
+    return f"{'; '.join(said) or 'Nothing yet'} ({_done(spec, results)})."
 
 
 def notes(spec: BenchmarkSpec) -> list[str]:
@@ -121,9 +128,7 @@ def _summary(spec: BenchmarkSpec, results: Results, scenarios: Sequence[str]) ->
         cells = [of(results, scenario, method) for scenario in scenarios]
         if any(cells):
             body.append([LABELS[method], *(estimate(map(final, found)).percent() if found else "–" for found in cells)])
-    counts = sorted({len(of(results, scenario, method)) for scenario in scenarios for method in there(spec, results, scenario)})
-    seeds = runs(results) if len(counts) < 2 else f"{counts[0]} to {counts[-1]} seeds (unfinished)"
-    note = f"Average test accuracy over all tasks after the last one, mean ± standard error over {seeds}."
+    note = f"Average test accuracy over all tasks after the last one, mean ± standard error over {_done(spec, results)}."
     return Table("Average accuracy at the end, %", ["", *(f"{scenario}-incremental" for scenario in scenarios)], body, note)
 
 
