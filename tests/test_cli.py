@@ -97,6 +97,11 @@ def test_one_run_end_to_end(tmp_path):
     assert "@article{kirkpatrick2017overcoming" in cited.stdout and "@software{retain" in cited.stdout
     resumed = retain_command("run", "forgetting", "--resume", str(run), "--json", cwd=tmp_path)
     assert resumed.returncode == 0 and json.loads(resumed.stdout)["run"] == str(run)
+    (tmp_path / "runs" / "index.html").unlink()
+    (tmp_path / "elsewhere").mkdir()
+    far = retain_command("run", "forgetting", "--resume", str(run), cwd=tmp_path / "elsewhere")
+    assert far.returncode == 0 and f"Index:   {tmp_path / 'runs' / 'index.html'}" in far.stdout
+    assert (tmp_path / "runs" / "index.html").exists() and not list((tmp_path / "elsewhere").iterdir())
 
 
 def test_dry_run_writes_nothing(tmp_path):

@@ -86,11 +86,9 @@ def run(
         else:
             answers.append(_execute(one, spec, out, at=at, resume=resume, fresh=fresh, force=force, quiet=as_json, **where))
     if not dry_run:
-        from retain.report import write_index
-
-        index = write_index(out)
-        if not as_json:
-            typer.echo(f"Index:   {index}")
+        for index in _write_indexes([Path(answer["run"]) for answer in answers], out):
+            if not as_json:
+                typer.echo(f"Index:   {index}")
     if as_json:
         typer.echo(json.dumps(answers[0] if study != "all" else {"schema": 1, "studies": answers}))
 
@@ -134,16 +132,14 @@ def compare_(runs: Annotated[list[str], typer.Argument(help="Runs: folders or st
 @app.command()
 def report(runs: Annotated[list[str], typer.Argument(help="Runs: folders, starts of hashes, or a study for its newest.")], out: Out = _RUNS) -> None:
     """Write the pages of runs again, of unfinished ones from the seeds that are there."""
-    from retain.report import write_index, write_report
+    from retain.report import write_report
     from retain.runs import find_run
 
-    homes = set()
-    for reference in runs:
-        run = find_run(reference, out)
+    found = [find_run(reference, out) for reference in runs]
+    for run in found:
         typer.echo(write_report(run))
-        homes |= {home for home in run.path.resolve().parents if home == out.resolve() or (home / "index.html").exists()}
-    for home in sorted(homes):
-        typer.echo(write_index(home))
+    for index in _write_indexes([run.path for run in found], out):
+        typer.echo(index)
 
 
 @app.command()
@@ -263,6 +259,18 @@ def _execute(study: Study, spec: Spec, out: Path, *, quiet: bool, **options: Any
         typer.echo(f"\n{summary['headline']}")
         typer.echo(f"Report:  {page}")
     return {"schema": 1, "study": study.name, "run": str(path), "report": str(page), **{key: summary[key] for key in ("headline", "numbers", "notes")}}
+
+
+def _write_indexes(runs: list[Path], out: Path) -> list[Path]:
+    """Of every folder that has one of these runs as ``STUDY/HASH``, is ``--out``, or has an index and the run somewhere below."""
+    from retain.report import write_index
+    from retain.studies import names
+
+    homes = set()
+    for run in (run.resolve() for run in runs):
+        homes |= {home for home in run.parents if home == out.resolve() or (home / "index.html").exists()}
+        homes |= {run.parents[1]} if run.parent.name in names() else set()
+    return [write_index(out if home == out.resolve() else home) for home in sorted(homes)]
 
 
 def _where(options: dict[str, Any]) -> str:
