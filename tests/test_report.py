@@ -147,6 +147,15 @@ def test_every_kind_of_figure_is_drawn(spec):
     assert draw(spec).axes
 
 
+@pytest.mark.parametrize("spec", [SPECS[0], SPECS[2], SPECS[4]], ids=lambda spec: type(spec).__name__)
+def test_a_legend_names_every_series_once_and_hides_nothing(spec):
+    figure = draw(spec)
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["a", "b"]
+    assert not any(legend.get_window_extent().overlaps(ax.get_window_extent()) or ax.get_legend() for ax in figure.axes)
+
+
 def test_citations(tmp_path):
     for name in names():
         assert bibliography(find(name).citations).startswith("@software{retain,")

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666", "#000000", "#8C510A", "#762A83", "#A6D854")
 _ABREAST = 5  # matrices side by side
 _FEW = 8
-_INSIDE = 6  # lines up to which a legend finds room between them
 _STYLE: dict[str, Any] = {
     "font.size": 10,
     "axes.spines.top": False,
@@ -79,6 +78,14 @@ def _canvas(panels: int, width: float = 4.6, height: float = 3.4, *, share: bool
     return figure, list(axes)
 
 
+def _legend(figure: Drawing, axes: list[Axes]) -> None:
+    """Every name once, below the axes, where it hides nothing."""
+    named = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    columns = min(len(named), 3 * len(axes))
+    figure.set_figheight(figure.get_figheight() + 0.2 * math.ceil(len(named) / columns))
+    figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=columns, fontsize=9)
+
+
 def _color(series: Series, place: int) -> str:
     return PALETTE[(place if series.color is None else series.color) % len(PALETTE)]
 
@@ -93,7 +100,7 @@ def _lines(spec: Lines) -> Drawing:
     from matplotlib.ticker import MaxNLocator
 
     panels = spec.panels or {"": spec.series}
-    figure, axes = _canvas(len(panels), 4.6 if len(panels) > 1 else 6.4, 3.4 + 0.2 * (max(map(len, panels.values())) > _INSIDE))
+    figure, axes = _canvas(len(panels), 4.6 if len(panels) > 1 else 6.4)
     for ax, (title, all_series) in zip(axes, panels.items(), strict=True):
         for place, series in enumerate(all_series):
             color = _color(series, place)
@@ -132,11 +139,7 @@ def _lines(spec: Lines) -> Drawing:
             ax.set_yscale("log")
     axes[0].set_ylabel(spec.y_label)
     if any(len(group) > 1 for group in panels.values()):
-        if max(map(len, panels.values())) > _INSIDE:
-            handles, labels = max((ax.get_legend_handles_labels() for ax in axes), key=lambda found: len(found[1]))
-            figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8)
-        else:
-            axes[-1].legend(fontsize=9)
+        _legend(figure, axes)
     figure.suptitle(spec.title, fontsize=11)
     return figure
 
@@ -163,7 +166,7 @@ def _scatter(spec: Scatter) -> Drawing:
             ax.annotate(label, (x, y), xytext=(5, 5), textcoords="offset points", fontsize=8, color=color)
     ax.set_xlabel(spec.x_label)
     ax.set_ylabel(spec.y_label)
-    ax.legend(fontsize=9)
+    _legend(figure, [ax])
     figure.suptitle(spec.title, fontsize=11)
     return figure
 
@@ -208,9 +211,8 @@ def _bars(spec: Bars) -> Drawing:
         if spec.y_log:
             ax.set_yscale("log")
     axes[0].set_ylabel(spec.y_label)
+    _legend(figure, axes)
     figure.suptitle(spec.title, fontsize=11)
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=9)
     return figure
 
 
