@@ -111,7 +111,7 @@ class Path:
                     f"{step['kl_target']:.4f}",
                     f"{step['kl_step']:.2g}" if "kl_step" in step else "",
                     f"{step.get('length', 0.0):.3f}",
-                    "" if kept is None else f"{100 * kept:.0f} %",
+                    "" if kept is None else f"{100 * kept:.0f} %" if kept >= 0 else "< 0 %",
                     units,
                     f"{step['samples']:,}",
                     f"{step['seconds']:.1f}",
