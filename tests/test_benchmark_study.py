@@ -181,7 +181,7 @@ def test_a_grid_that_is_not_finished_says_of_how_many_seeds_it_speaks(study, run
     for results, said in (([first, second], "(2 seeds)"), ([first], "(1 seed)"), ([first, {"cells": []}], "(1 seed)")):
         assert said in study.summarise(spec, results).headline
     half = study.summarise(spec, [first, {"cells": second["cells"][:4]}])
-    assert "(1 to 2 seeds, unfinished)" in half.headline and "1 to 2 seeds, unfinished" in half.tables[0].note
+    assert all("1 to 2 seeds, unfinished" in words for words in (half.headline, half.tables[0].note, half.figures[0].caption))
 
 
 def test_plan(study):
@@ -196,6 +196,7 @@ def test_plan(study):
         ("methods=[ewcc]", "methods: expected methods of the benchmark, found 'ewcc'. Did you mean 'ewc'"),
         ("methods=[ewc,ewc]", "methods: expected every entry once"),
         ("own_strengths={lwf: 3}", "own_strengths: expected methods that have a strength, found 'lwf'"),
+        ("own_strengths={ewc/tsk: 3}", "own_strengths: expected a method, or method/scenario, found 'ewc/tsk'. Did you mean 'task'"),
         ("search={plain: [1.0, 2.0]}", "search: expected methods that have a strength, found 'plain'. Known: ewc"),
         ("search={ewc: [1.0]}", "search: expected at least two different strengths of 'ewc'"),
         ("searched=9000", "searched: expected fewer images than the smallest task has, [0-9]+, found 9000"),

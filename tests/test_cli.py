@@ -36,6 +36,8 @@ def test_nothing_heavy_is_loaded_for_help_and_listings(words):
         (["run", "forgetting", "--set", "strengths=[-1]"], "greater than or equal to 0"),
         (["run", "forgetting", "--set", "strength=.inf"], "finite"),
         (["run", "forgetting", "--resume", "nowhere/run"], "a run folder with spec.json"),
+        (["run", "forgetting", "--resume", "deadbeef"], "a run's folder, hash or study, found 'deadbeef'"),
+        (["run", "forgetting", "--resume", "--fresh"], "--fresh: expected either --fresh, which removes what is there, or --resume, found both"),
         (["run", "forgetting", "--set", "epochs=0"], "greater than 0"),
         (["run", "forgetting", "--set", "hidden=[8"], "YAML"),
         (["run", "forgetting", "--set", "model=resnet"], "'mlp' or 'cnn'"),
@@ -97,6 +99,8 @@ def test_one_run_end_to_end(tmp_path):
     assert "@article{kirkpatrick2017overcoming" in cited.stdout and "@software{retain" in cited.stdout
     resumed = retain_command("run", "forgetting", "--resume", str(run), "--json", cwd=tmp_path)
     assert resumed.returncode == 0 and json.loads(resumed.stdout)["run"] == str(run)
+    by_hash = retain_command("run", "forgetting", "--resume", run.name[:6], "--json", cwd=tmp_path)
+    assert by_hash.returncode == 0 and json.loads(by_hash.stdout)["run"].endswith(run.name)
     (tmp_path / "runs" / "index.html").unlink()
     (tmp_path / "elsewhere").mkdir()
     far = retain_command("run", "forgetting", "--resume", str(run), cwd=tmp_path / "elsewhere")
@@ -148,4 +152,5 @@ def test_resume_takes_a_path(tmp_path):
     (tmp_path / "spec.json").write_text("{}")
     assert _with_path_after_resume(["run", "x", "--resume", str(tmp_path)]) == ["run", "x", "--resume", "--at", str(tmp_path)]
     assert _with_path_after_resume(["run", "--resume", "forgetting"]) == ["run", "--resume", "forgetting"]
+    assert _with_path_after_resume(["run", "x", "--resume", "0a1b"]) == ["run", "x", "--resume", "--at", "0a1b"]
     assert _with_path_after_resume(["run", "x", "--resume"]) == ["run", "x", "--resume"]

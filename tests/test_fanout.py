@@ -186,6 +186,22 @@ def test_a_killed_process_is_replaced_and_its_piece_goes_on(tmp_path, data):
     assert any(kind == "note" and "SIGKILL" in fields["text"] and "parts=a" in fields["text"] for _, _, kind, fields in said)
 
 
+def test_a_damaged_checkpoint_says_how_to_go_on_without_it(tmp_path):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    study, spec = tally("parts=[a]")
+    with pytest.raises(KeyboardInterrupt):
+        execute(study, spec, tmp_path / "out", every=0, listener=killer(stop, "a", 6))
+    (file,) = (tmp_path / "out").rglob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:50])
+    with pytest.raises(InputError, match=r"checkpoint: expected one that can be read at .*a\.safetensors.* Remove it, and go on with --resume"):
+        execute(study, spec, tmp_path / "out", resume=True)
+    file.unlink()
+    execute(study, spec, tmp_path / "out", resume=True)
+    assert ends(tmp_path / "out") == alone(tmp_path, "parts=[a]")
+
+
 def test_a_process_that_dies_three_times_fails_its_piece_alone(tmp_path, tmp_path_factory, data, registered):
     from retain.report import write_index, write_report
 

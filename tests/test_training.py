@@ -757,6 +757,37 @@ def test_denormals_are_zero_while_it_learns_and_only_then(blobs, net):
         torch.set_default_dtype(torch.float32)
 
 
+WORKING_BY_THE_LOSS = [methods.ER(8), methods.DERpp(8), methods.LwF(), methods.compose(methods.EWC(), methods.ER(8))]
+
+
+@pytest.mark.parametrize("method", WORKING_BY_THE_LOSS, ids=repr)
+def test_a_guarded_step_without_the_penalty_it_works_by_is_refused(blobs, net, method):
+    model, task = net(), blobs(1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    guard, before = retain.attach(method, model, optimizer, task), flat(model)
+    for batch in list(task.batches(20))[:2]:
+        outputs = model(batch.inputs)
+        loss = F.cross_entropy(outputs, batch.targets)
+        loss.backward(retain_graph=True)
+        with pytest.raises(RetainError, match=r"guard\.penalty: expected it in the loss"):
+            optimizer.step()
+        assert torch.equal(flat(model), before)
+        optimizer.zero_grad()
+        (loss + guard.penalty(batch, outputs)).backward()
+        optimizer.step()  # the next one needs it again
+        assert not torch.equal(flat(model), before)
+        before = flat(model)
+
+
+@pytest.mark.parametrize("method", [methods.EWC(), methods.MAS(), methods.AGEM(8), methods.compose(methods.EWC(), methods.AGEM(8))], ids=repr)
+def test_methods_that_work_on_gradients_need_no_penalty(blobs, net, method):
+    model, task = net(), blobs(1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    retain.attach(method, model, optimizer, task)
+    F.cross_entropy(model(task.data.inputs), task.data.targets).backward()
+    optimizer.step()
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc")
 def test_freed_memory_stays_unless_the_environment_says_otherwise():
     script = """if True:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -42,7 +43,7 @@ def run(
     ] = None,
     data: Annotated[Path | None, typer.Option(help="Folder with the raw data files, default RETAIN_DATA; or with photographs.")] = None,
     out: Out = _RUNS,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run; '--resume RUN' names its folder.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run; '--resume RUN' names its folder or hash.")] = False,
     at: Annotated[Path | None, typer.Option(hidden=True)] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Remove the run's results and start anew.")] = False,
     force: Annotated[bool, typer.Option("--force", help="With --resume: go on under another torch version, without equal bits.")] = False,
@@ -58,6 +59,12 @@ def run(
     """Run a study and write its report."""
     from retain.studies import find, names
 
+    if resume and fresh:
+        raise InputError("--fresh", "either --fresh, which removes what is there, or --resume", "both")
+    if at is not None and len(at.parts) == 1 and not at.exists():
+        from retain.runs import find_run
+
+        at = find_run(str(at), out).path
     chosen = names() if study == "all" else [study]
     found = [find(name) for name in chosen]
     settings = list(set_ or [])
@@ -320,10 +327,10 @@ def _duration(seconds: float) -> str:
 
 
 def _with_path_after_resume(words: list[str]) -> list[str]:
-    """``--resume RUN`` as ``--resume --at RUN``, where RUN is a run's folder."""
+    """``--resume RUN`` as ``--resume --at RUN``, where RUN is a run's folder, or the start of its hash."""
     if "--resume" in words[:-1]:
         place = words.index("--resume") + 1
-        if (Path(words[place]) / "spec.json").exists() or "/" in words[place]:
+        if (Path(words[place]) / "spec.json").exists() or "/" in words[place] or re.fullmatch("[0-9a-f]{4,8}", words[place]):
             return [*words[:place], "--at", *words[place:]]
     return words
 

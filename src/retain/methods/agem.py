@@ -66,6 +66,11 @@ class AGEM(Replaying):
         if model.training:
             self._task, self._new = batch.task, self._new + len(batch.targets)
 
+    @property
+    def adds_to_loss(self) -> bool:
+        """No: it works on the gradient."""
+        return False
+
     def before_step(self, model: nn.Module, optimizer: Optimizer) -> None:
         """Project the gradient, if it goes against that of old samples."""
         count, self._new = self.batch or self._new or _DRAWN, 0

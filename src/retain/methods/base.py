@@ -73,6 +73,11 @@ class Method:
         """A data-dependent term in nats per new sample, reusing the outputs; ``None`` is none."""
         return None
 
+    @property
+    def adds_to_loss(self) -> bool:
+        """Whether it works by :meth:`penalty`, which a loop of one's own has to add then."""
+        return type(self).penalty is not Method.penalty
+
     def before_step(self, model: nn.Module, optimizer: Optimizer) -> None:
         """On the final gradients, just before the optimiser's step."""
 

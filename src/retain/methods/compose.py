@@ -74,6 +74,11 @@ class Composed(Method):
         found = [term for part in self.parts if (term := part.penalty(model, batch, outputs)) is not None]
         return sum(found[1:], start=found[0]) if found else None
 
+    @property
+    def adds_to_loss(self) -> bool:
+        """Whether any does."""
+        return any(part.adds_to_loss for part in self.parts)
+
     def before_step(self, model: nn.Module, optimizer: Optimizer) -> None:
         """All act on the gradients; one that reads them for its own measure comes first, before any pull is in them, and one that projects them last."""
         for part in sorted(self.parts, key=lambda part: (not isinstance(part, PathMethod)) + isinstance(part, AGEM)):

@@ -111,7 +111,8 @@ class Run:
         except FileNotFoundError as error:
             raise InputError("run", f"a run folder with {name}", self.path, "See 'retain list runs'.") from error
         except (ValueError, TypeError, OSError) as error:
-            raise InputError("run", f"JSON in {self.path / name}", f"a damaged file ({error})", "Remove it, and run the study again with --resume.") from error
+            hint = "Remove it, and run the study again, with the same settings and --resume."
+            raise InputError("run", f"JSON in {self.path / name}", f"a damaged file ({error})", hint) from error
         return content
 
     def write(self, name: str, content: Mapping[str, Any]) -> None:
@@ -183,7 +184,7 @@ class SeedFolder:
         self.run, self.seed = run, seed
         self.path = run.path / f"seed-{seed}"
         self._made = time.monotonic()
-        self._checkpoints = {path.stem: read_tree(path) for path in sorted((self.path / "checkpoint").glob("*.safetensors"))}
+        self._checkpoints = {path.stem: _checkpoint(path) for path in sorted((self.path / "checkpoint").glob("*.safetensors"))}
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._events = (self.path / "events.jsonl").open("ab")
@@ -273,6 +274,14 @@ def list_runs(out: Path) -> Iterator[Run]:
     """The runs under a folder, newest last; the cells that runs share are none."""
     found = [path.parent for path in out.glob("*/*/spec.json") if path.parents[1].name != "cells"]
     return (Run(path) for path in sorted(found, key=lambda path: (path / "spec.json").stat().st_mtime))
+
+
+def _checkpoint(path: Path) -> dict[str, Any]:
+    try:
+        return read_tree(path)
+    except InputError as error:
+        found = f"a damaged one ({error.__cause__ or error})"
+        raise InputError("checkpoint", f"one that can be read at {path}", found, "Remove it, and go on with --resume.") from error
 
 
 def find_run(reference: str, out: Path) -> Run:

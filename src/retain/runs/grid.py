@@ -310,7 +310,7 @@ def raise_failures(failed: list[tuple[Piece, End]], run: Run, total: int) -> Non
         return
     said = [end.message for _, end in failed]
     more = f" And {len(said) - 3} more." if len(said) > 3 else ""
-    ways = f"The others are finished; go on with --resume {run.path}."
+    ways = f"{'The others are finished; go' if total > 1 else 'Go'} on with --resume {run.path}."
     message = f"{len(failed)} of {total} pieces failed. {' '.join(said[:3])}{more} {ways}" if len(failed) > 1 else f"{said[0]} {ways}"
     if all(end.parameter is not None for _, end in failed):
         raise PieceInputError(message, failed[0][1].parameter or "")

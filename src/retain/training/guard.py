@@ -28,11 +28,11 @@ class Guard:
 
     def __init__(self, method: Method, model: nn.Module, optimizer: Optimizer, task: Task) -> None:
         self.method, self.model, self.optimizer, self.task = method, model, optimizer, task
-        self._done = False
+        self._done = self._asked = False
         self._handles = [optimizer.register_step_pre_hook(self._before), optimizer.register_step_post_hook(self._after)]
 
     def penalty(self, batch: Batch | tuple[Any, Tensor], outputs: Tensor) -> Tensor:
-        """The data-dependent term of the loss, a scalar in nats per sample; 0 for methods that have none.
+        """The data-dependent term of the loss, a scalar in nats per sample; 0 for methods that have none, and those that have one take no step without it.
 
         Args:
             batch: A :class:`~retain.tasks.Batch`, or ``(inputs, targets)``.
@@ -43,6 +43,7 @@ class Guard:
         """
         if not isinstance(batch, Batch):
             batch = Batch(*batch, self.task)
+        self._asked = True
         found = self.method.penalty(self.model, batch, outputs)
         return outputs.new_zeros(()) if found is None else found
 
@@ -70,6 +71,11 @@ class Guard:
                 "optimizer.step(closure): expected a step without a closure, found one. The closure recomputes the gradients after "
                 "the pull was added. Call backward() yourself, then step()."
             )
+        if self.method.adds_to_loss and not self._asked:
+            raise RetainError(
+                f"guard.penalty: expected it in the loss, found a step without it, and {self.method} works by nothing else. "
+                "Write loss = loss + guard.penalty((inputs, targets), outputs) before backward()."
+            )
         # A fused optimiser under a GradScaler divides by the scale inside its step, so the pull would be divided too.
         scale: Tensor | None = getattr(optimizer, "grad_scale", None)
         if scale is not None:
@@ -80,6 +86,7 @@ class Guard:
             self.method.before_step(self.model, optimizer)
 
     def _after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._asked = False
         if not self._skipped(optimizer):
             self.method.after_step(self.model, optimizer)
 
@@ -105,7 +112,8 @@ def attach(method: Method, model: nn.Module, optimizer: Optimizer, task: Any, *,
         n: Samples of the new task, if ``task`` cannot tell.
 
     Returns:
-        A guard: ``guard.penalty(batch, outputs)`` for data-dependent methods, ``guard.consolidate()`` at the end.
+        A guard: ``guard.penalty(batch, outputs)`` is added to the loss for methods that work by it, such as replay and distillation;
+        ``guard.consolidate()`` at the end.
 
     Raises:
         RetainError: If the optimiser only works with a closure, trains none of the model's parameters, or is not the method's own where it has one.

@@ -247,7 +247,7 @@ def _over_time(spec: BenchmarkSpec, results: Results, scenarios: Sequence[str]) 
         panels[f"{scenario}-incremental"] = [
             _line(method, color, of(results, scenario, method)) for color, method in enumerate(spec.methods) if _learns(spec, results, scenario, method)
         ]
-    caption = f"Average test accuracy over the tasks met so far; bands are one standard error over {runs(results)}."
+    caption = f"Average test accuracy over the tasks met so far; bands are one standard error over {_done(spec, results)}."
     return Lines("Accuracy over time", "tasks learned", "average accuracy, %", panels=panels, id="over-time", caption=caption)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import torch
 
@@ -19,6 +19,7 @@ from retain.studies.benchmark.arms import DEFAULTS, LABELS, applies, make, netwo
 from retain.studies.benchmark.cell import run, stage
 from retain.studies.benchmark.spec import PRESETS, BenchmarkSpec
 from retain.studies.steps import measured_step
+from retain.tasks.stream import Scenario
 from retain.training.devices import choose_device
 
 _COST = {
@@ -90,7 +91,9 @@ class BenchmarkStudy(Study):
         for field in ("own_strengths", "search"):
             for key in getattr(spec, field):
                 method, _, scenario = key.partition("/")
-                if method not in DEFAULTS or (scenario and (field == "search" or scenario not in ("task", "domain", "class"))):
+                if scenario and field == "own_strengths" and scenario not in get_args(Scenario):
+                    raise InputError(field, "a method, or method/scenario", repr(key), nearest(scenario, get_args(Scenario)))
+                if method not in DEFAULTS or (scenario and field == "search"):
                     raise InputError(field, "methods that have a strength", repr(key), nearest("" if key in LABELS else method, DEFAULTS))
         for method, values in spec.search.items():
             if len(set(values)) < max(2, len(values)):
