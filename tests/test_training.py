@@ -757,13 +757,13 @@ def test_denormals_are_zero_while_it_learns_and_only_then(blobs, net):
         torch.set_default_dtype(torch.float32)
 
 
-WORKING_BY_THE_LOSS = [methods.ER(8), methods.DERpp(8), methods.LwF(), methods.compose(methods.EWC(), methods.ER(8))]
+WORKING_BY_THE_LOSS = [methods.ER(8), methods.DERpp(8), methods.LwF(), methods.compose(methods.EWC(), methods.ER(8)), methods.VCL(samples=2)]
 
 
 @pytest.mark.parametrize("method", WORKING_BY_THE_LOSS, ids=repr)
 def test_a_guarded_step_without_the_penalty_it_works_by_is_refused(blobs, net, method):
-    model, task = net(), blobs(1)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model, task = method.prepare(net()), blobs(1)
+    optimizer = torch.optim.SGD(method.groups(model, 0.1), lr=0.1)
     guard, before = retain.attach(method, model, optimizer, task), flat(model)
     for batch in list(task.batches(20))[:2]:
         outputs = model(batch.inputs)
@@ -779,10 +779,10 @@ def test_a_guarded_step_without_the_penalty_it_works_by_is_refused(blobs, net, m
         before = flat(model)
 
 
-@pytest.mark.parametrize("method", [methods.EWC(), methods.MAS(), methods.AGEM(8), methods.compose(methods.EWC(), methods.AGEM(8))], ids=repr)
+@pytest.mark.parametrize("method", [methods.EWC(), methods.AGEM(8), methods.compose(methods.EWC(), methods.AGEM(8)), methods.VCL()], ids=repr)
 def test_methods_that_work_on_gradients_need_no_penalty(blobs, net, method):
-    model, task = net(), blobs(1)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model, task = method.prepare(net()), blobs(1)
+    optimizer = torch.optim.SGD(method.groups(model, 0.1), lr=0.1)
     retain.attach(method, model, optimizer, task)
     F.cross_entropy(model(task.data.inputs), task.data.targets).backward()
     optimizer.step()

@@ -159,6 +159,11 @@ class VCL(Method):
         first = likelihood.mean_nll(outputs, batch.targets, batch.weight)
         return (sum(more) - (self.samples - 1) * first) / self.samples
 
+    @property
+    def adds_to_loss(self) -> bool:
+        """With several draws alone: the divergence joins the gradients."""
+        return self.samples > 1
+
     def before_step(self, model: nn.Module, optimizer: Optimizer) -> None:
         """Add the gradient of the divergence.
 
