@@ -397,7 +397,7 @@ def test_a_ray_cluster_gives_the_same_bits_even_if_a_worker_is_killed(tmp_path, 
     check_went_on(data, "a", 30, 3)
     (b,) = noted(data, "begin b ")
     assert int(b[3]) != os.getpid() and b[3] != noted(data, "begin a ")[0][3]
-    assert {(0, "a", "epoch"), (0, "a", "done"), (0, "b", "epoch"), (0, "b", "done")} <= set(said)
+    assert {(0, "", "note"), (0, "a", "epoch"), (0, "a", "done"), (0, "b", "epoch"), (0, "b", "done")} <= set(said)
     assert not list(tmp_path.rglob(".shared-*"))
 
 
@@ -438,6 +438,7 @@ def test_jobs_of_submitit_give_the_same_bits_even_if_one_is_killed(tmp_path, dat
     assert ends(tmp_path / "out") == whole
     check_went_on(data, "a", 20, 3)
     assert len(noted(data, "begin b ")) == 1
+    assert said[0][3] == {"text": "pieces handed to SLURM: 2, 2 at a time"}
     assert any(kind == "note" and "was lost" in fields["text"] for _, _, kind, fields in said)
     assert {(0, "a", "done"), (0, "b", "done")} <= {event[:3] for event in said} and list((run.path / "submitit").iterdir())
 
