@@ -156,6 +156,13 @@ def test_a_legend_names_every_series_once_and_hides_nothing(spec):
     assert not any(legend.get_window_extent().overlaps(ax.get_window_extent()) or ax.get_legend() for ax in figure.axes)
 
 
+@pytest.mark.parametrize("kind", [Lines, Scatter])
+def test_series_beyond_the_colours_have_another_marker(kind):
+    figure = draw(kind("t", "x", "y", [Series(str(i), [i], [i]) for i in range(13)]))
+    looks = [(line.get_color(), line.get_marker()) for line in figure.axes[0].lines if line.get_marker() in "os"]
+    assert len(looks) == len(set(looks)) == 13 and looks[0][0] == looks[11][0]
+
+
 def test_citations(tmp_path):
     for name in names():
         assert bibliography(find(name).citations).startswith("@software{retain,")

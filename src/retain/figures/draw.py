@@ -86,8 +86,10 @@ def _legend(figure: Drawing, axes: list[Axes]) -> None:
     figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=columns, fontsize=9)
 
 
-def _color(series: Series, place: int) -> str:
-    return PALETTE[(place if series.color is None else series.color) % len(PALETTE)]
+def _look(series: Series, place: int) -> tuple[str, str]:
+    """Colour and marker; where the colours begin again the marker is another."""
+    again, color = divmod(place if series.color is None else series.color, len(PALETTE))
+    return PALETTE[color], "os^D"[again % 4]
 
 
 def _errors(values: list[float] | None) -> list[float] | None:
@@ -103,9 +105,9 @@ def _lines(spec: Lines) -> Drawing:
     figure, axes = _canvas(len(panels), 4.6 if len(panels) > 1 else 6.4)
     for ax, (title, all_series) in zip(axes, panels.items(), strict=True):
         for place, series in enumerate(all_series):
-            color = _color(series, place)
-            marker = "o" if len(series.x) < 40 else None
-            ax.plot(series.x, series.y, color=color, label=series.name, marker=marker, markersize=3.5, linestyle="--" if series.dashed else "-")
+            color, marker = _look(series, place)
+            few = marker if len(series.x) < 40 else None
+            ax.plot(series.x, series.y, color=color, label=series.name, marker=few, markersize=3.5, linestyle="--" if series.dashed else "-")
             errors = _errors(series.y_error)
             if errors:
                 low, high = ([y + sign * e for y, e in zip(series.y, errors, strict=True)] for sign in (-1, 1))
@@ -147,7 +149,7 @@ def _lines(spec: Lines) -> Drawing:
 def _scatter(spec: Scatter) -> Drawing:
     figure, (ax,) = _canvas(1, 6.4, 4.4)
     for place, series in enumerate(spec.series):
-        color = _color(series, place)
+        color, marker = _look(series, place)
         style = "-" if len(series.x) > 1 else ""
         ax.errorbar(
             series.x,
@@ -156,7 +158,7 @@ def _scatter(spec: Scatter) -> Drawing:
             yerr=_errors(series.y_error),
             color=color,
             label=series.name,
-            marker="o",
+            marker=marker,
             markersize=5,
             linestyle=style,
             linewidth=1,
