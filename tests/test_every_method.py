@@ -13,6 +13,7 @@ from retain import methods, models, tasks
 from retain.likelihoods import Gaussian
 from retain.methods import METHODS
 from retain.models import kl
+from retain.tasks import Batch
 from retain.training.checkpoints import read_tree, write_tree
 
 SMALL = {"hidden": (16,), "latent": 4, "likelihood": Gaussian(0.5), "lr": 0.01}
@@ -110,7 +111,7 @@ GOLDEN = {
     "er-balanced": (0.7917, 0.00589),
     "er-per-class": (0.7833, 0.00862),
     "a-gem": (0.7583, 0.01491),
-    "icarl": (0.7000, 0.01438),
+    "icarl": (0.6917, 0.01438),
     "icarl-per-class": (0.6750, 0.01568),
     "der++": (0.7500, 0.01479),
     "ewc+lwf": (0.7667, 0.00277),
@@ -141,7 +142,8 @@ def taught(method, model, task):
         for batch in task.batches(16):
             optimizer.zero_grad()
             with drawn(optimizer):
-                F.cross_entropy(model(batch.inputs), batch.targets).backward()
+                outputs = model(batch.inputs)
+                (F.cross_entropy(outputs, batch.targets) + guard.penalty(batch, outputs)).backward()
             optimizer.step()
         guard.detach()
     method.consolidate(model, task)
@@ -279,8 +281,10 @@ def test_works_before_anything_was_learned(case, stream, net):
     model = method.prepare(net())
     optimizer = method.optimizer(model, lr=0.1) or torch.optim.Adam(model.parameters())
     guard = retain.attach(method, model, optimizer, stream[0])
+    batch = Batch(torch.randn(4, 4), torch.zeros(4).long(), stream[0])
     with drawn(optimizer):
-        F.cross_entropy(model(torch.randn(4, 4)), torch.zeros(4).long()).backward()
+        outputs = model(batch.inputs)
+        (F.cross_entropy(outputs, batch.targets) + guard.penalty(batch, outputs)).backward()
     before = [p.grad.clone() for p in model.parameters()]
     if case in LEARNS_OTHERWISE:  # the first prior is there already
         divergence = torch.autograd.grad(kl(model), list(model.parameters()))

@@ -171,3 +171,12 @@ def test_bad_input(net, stream, blobs):
         methods.ICaRL().consolidate(net(), pairs)
     with pytest.raises(InputError, match="at most one that weighs the loss on new data"):
         methods.compose(methods.ICaRL(), methods.ER(20))
+
+
+def test_a_sample_without_a_feature_is_exactly_as_far_from_every_class(net):
+    model, method, task = net(), methods.ICaRL(12), tasks.Task((torch.rand(30, 4) + 1, torch.arange(30) % 3))
+    with torch.no_grad():
+        model[0].weight.abs_()
+    method.consolidate(model, task)
+    answers = method.predict(model, Batch(torch.full((1, 4), -100.0), torch.zeros(1).long(), task))
+    assert torch.equal(answers, answers[:, :1].expand(1, 3))  # so that no processor's rounding answers

@@ -81,6 +81,8 @@ def _canvas(panels: int, width: float = 4.6, height: float = 3.4, *, share: bool
 def _legend(figure: Drawing, axes: list[Axes]) -> None:
     """Every name once, below the axes, where it hides nothing."""
     named = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    if not named:
+        return
     columns = min(len(named), 3 * len(axes))
     figure.set_figheight(figure.get_figheight() + 0.2 * math.ceil(len(named) / columns))
     figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=columns, fontsize=9)

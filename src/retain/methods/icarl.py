@@ -158,7 +158,8 @@ class ICaRL(Method):
         phi = F.normalize(features(model, batch.inputs, name=self.head, batch_size=len(batch.targets)))
         outputs = phi.new_full((len(phi), find_head(model, self.head)[1].out_features), torch.finfo(phi.dtype).min)
         means = self.means(model)
-        outputs[:, self.classes] = 2 * phi @ means.T - phi.square().sum(1, keepdim=True) - means.square().sum(1)
+        lengths = means.any(1).to(means.dtype)  # 1 but for a class without a feature, exactly: all classes are as far from a sample without one
+        outputs[:, self.classes] = 2 * phi @ means.T - phi.square().sum(1, keepdim=True) - lengths
         return mask(outputs, batch.task.active)
 
     def means(self, model: nn.Module) -> Tensor:
@@ -221,7 +222,8 @@ def herd(phi: Tensor, count: int) -> Tensor:
     mean = F.normalize(phi.mean(0), dim=0)
     left, total, taken = torch.zeros_like(phi[:, 0]), torch.zeros_like(mean), []
     for k in range(1, min(count, len(phi)) + 1):
-        best = (phi @ (k * mean - total) + left).argmax()  # the distance, but for what is the same for all
+        near = phi @ (k * mean - total) + left  # the distance, but for what is the same for all
+        best = (near >= near.max() - 16 * k * torch.finfo(near.dtype).eps).int().argmax()  # of equal ones the first, whatever the last digit says
         left[best] = -torch.inf
         total = total + phi[best]
         taken.append(best)

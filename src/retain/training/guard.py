@@ -73,7 +73,7 @@ class Guard:
             )
         if self.method.adds_to_loss and not self._asked:
             raise RetainError(
-                f"guard.penalty: expected it in the loss, found a step without it, and {self.method} works by nothing else. "
+                f"guard.penalty: expected it in the loss, found a step without it; {self.method} works by it. "
                 "Write loss = loss + guard.penalty((inputs, targets), outputs) before backward()."
             )
         # A fused optimiser under a GradScaler divides by the scale inside its step, so the pull would be divided too.
