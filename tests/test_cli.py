@@ -103,9 +103,12 @@ def test_one_run_end_to_end(tmp_path):
     assert by_hash.returncode == 0 and json.loads(by_hash.stdout)["run"].endswith(run.name)
     (tmp_path / "runs" / "index.html").unlink()
     (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "index.html").write_text("somebody's")
     far = retain_command("run", "forgetting", "--resume", str(run), cwd=tmp_path / "elsewhere")
     assert far.returncode == 0 and f"Index:   {tmp_path / 'runs' / 'index.html'}" in far.stdout
     assert (tmp_path / "runs" / "index.html").exists() and not list((tmp_path / "elsewhere").iterdir())
+    assert retain_command("report", str(run), cwd=tmp_path / "elsewhere").returncode == 0
+    assert (tmp_path / "index.html").read_text() == "somebody's"
 
 
 def test_dry_run_writes_nothing(tmp_path):

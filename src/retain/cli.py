@@ -269,15 +269,13 @@ def _execute(study: Study, spec: Spec, out: Path, *, quiet: bool, **options: Any
 
 
 def _write_indexes(runs: list[Path], out: Path) -> list[Path]:
-    """Of every folder that has one of these runs as ``STUDY/HASH``, is ``--out``, or has an index and the run somewhere below."""
+    """Of ``--out``, and of folders that have one of these runs as ``STUDY/HASH``; an ``index.html`` further up is somebody else's."""
     from retain.report import write_index
     from retain.studies import names
 
-    homes = set()
-    for run in (run.resolve() for run in runs):
-        homes |= {home for home in run.parents if home == out.resolve() or (home / "index.html").exists()}
-        homes |= {run.parents[1]} if run.parent.name in names() else set()
-    return [write_index(out if home == out.resolve() else home) for home in sorted(homes)]
+    mine, known = out.resolve(), names()
+    homes = {home for run in map(Path.resolve, runs) for i, home in enumerate(run.parents) if home == mine or (i == 1 and run.parent.name in known)}
+    return [write_index(out if home == mine else home) for home in sorted(homes)]
 
 
 def _where(options: dict[str, Any]) -> str:

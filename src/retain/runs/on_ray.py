@@ -61,8 +61,8 @@ class OnRay:
             self._check(nodes)
             task = ray.remote(do_far).options(num_cpus=self.spec.threads, num_gpus=int(self.spec.device.startswith("cuda")), max_retries=TRIES - 1)
             running = {task.remote(piece, self.every, data_folder()): piece for piece in pieces}
-            for piece in pieces[:1]:
-                tell(piece.seed, "", "note", {"text": f"pieces handed to Ray: {len(pieces)}, to {len(nodes)} node{'s' * (len(nodes) != 1)}"})
+            if pieces:
+                tell(pieces[0].seed, "", "note", {"text": f"pieces handed to Ray: {len(pieces)}, to {len(nodes)} node{'s' * (len(nodes) != 1)}"})
             follow = Follow(tell)
             try:
                 while running:

@@ -70,8 +70,8 @@ class OnSlurm:
         limit = self.settings.get("parallel", (os.cpu_count() or 1) if local else len(pieces))
         queue, losses, follow = deque(pieces), {id(piece): 0 for piece in pieces}, Follow(tell)
         running: list[tuple[Piece, Any]] = []
-        for piece in pieces[:1]:
-            tell(piece.seed, "", "note", {"text": f"pieces handed to SLURM: {len(pieces)}, {min(limit, len(pieces))} at a time"})
+        if pieces:
+            tell(pieces[0].seed, "", "note", {"text": f"pieces handed to SLURM: {len(pieces)}, {min(limit, len(pieces))} at a time"})
         try:
             while queue or running:
                 batch = [queue.popleft() for _ in range(min(len(queue), limit - len(running)))]
